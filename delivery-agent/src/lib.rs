@@ -1,0 +1,2 @@
+//! The alert queue.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! The process supervisor.
+#![forbid(unsafe_code)]
