@@ -89,9 +89,9 @@ impl fmt::Display for Diagnostic {
         // A log line is one line, whatever the file holds.
         for c in self.message.chars() {
             if c.is_control() {
-                write!(f, "{}", c.escape_default())?
+                write!(f, "{}", c.escape_default())?;
             } else {
-                write!(f, "{c}")?
+                write!(f, "{c}")?;
             }
         }
         if !f.alternate() {

@@ -3,6 +3,10 @@
 pub mod abi;
 pub mod clock;
 pub mod diagnostic;
+mod expand;
+pub mod logical;
+pub mod main_cf;
+pub mod params;
 pub mod status;
 #[expect(unsafe_code, reason = "the one file of the workspace with unsafe code")]
 pub mod sys;

@@ -1,0 +1,300 @@
+//! main_cf - parameter files: `name = value`, with `$name` in the values
+//!
+//! Reading keeps the text of each value and where it stands; expansion happens when a value is asked
+//! for, so that an override (`-o name=value`) and a default take part in it. A name that nothing
+//! defines expands to nothing (postconf(5)).
+
+use std::collections::HashMap;
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+
+use nix::unistd::gethostname;
+
+use crate::diagnostic::{Diagnostic, Fault};
+use crate::expand::expand;
+use crate::logical;
+use crate::params::ParamInfo;
+
+/// The parameters of an instance: file, overrides and defaults.
+#[derive(Debug, Clone, Default)]
+pub struct MainCf {
+    file: String,
+    entries: HashMap<String, Entry>,
+    overrides: HashMap<String, Entry>,
+    builtins: HashMap<&'static str, String>,
+    defaults: HashMap<&'static str, &'static ParamInfo>,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    value: String,
+    /// The complaint that stands where the value does, but for its text.
+    place: Diagnostic,
+}
+
+/// A value as asked for, with its place for a complaint about it.
+#[derive(Debug, Clone)]
+pub struct Value {
+    /// The expanded text.
+    pub text: String,
+    place: Diagnostic,
+}
+
+impl Value {
+    /// An error about this value.
+    #[must_use]
+    pub fn error(&self, message: impl Into<String>) -> Diagnostic {
+        Diagnostic {
+            message: message.into(),
+            ..self.place.clone()
+        }
+    }
+}
+
+impl MainCf {
+    /// Reads `main.cf` in a configuration directory. The complaints are about lines that were left
+    /// out or overridden; see [`crate::diagnostic::any_error`].
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn load(directory: &Path) -> Result<(Self, Vec<Diagnostic>), Fault> {
+        let path = directory.join("main.cf");
+        let name = path.display().to_string();
+        let bytes = fs::read(&path).map_err(|e| Fault::io(format!("open {name}"), &e))?;
+        let (mut main_cf, diagnostics) = Self::parse(&name, &String::from_utf8_lossy(&bytes));
+        main_cf
+            .builtins
+            .insert("config_directory", directory.display().to_string());
+        Ok((main_cf, diagnostics))
+    }
+
+    /// Reads a text; `file` is the name for complaints.
+    #[must_use]
+    pub fn parse(file: &str, text: &str) -> (Self, Vec<Diagnostic>) {
+        let mut main_cf = Self {
+            file: file.to_owned(),
+            ..Self::default()
+        };
+        main_cf.builtins.insert("myhostname", host_name());
+        let mut diagnostics = Vec::new();
+        for line in logical::lines(text) {
+            match main_cf.entry(&line) {
+                Ok(None) => {}
+                Ok(Some(warning)) | Err(warning) => diagnostics.push(warning),
+            }
+        }
+        (main_cf, diagnostics)
+    }
+
+    /// Name of the file, for messages.
+    #[must_use]
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// Makes a table's defaults known to `$name`.
+    pub fn define(&mut self, table: &'static [ParamInfo]) {
+        self.defaults
+            .extend(table.iter().map(|info| (info.name, info)));
+    }
+
+    /// Overrides a value, as `-o name=value` does.
+    pub fn set(&mut self, name: &str, value: &str) {
+        let source = format!("-o {name}={value}");
+        let start = source.len() - value.len();
+        let place = Diagnostic::error("command line", 1, &source, start, source.len(), "");
+        self.overrides.insert(
+            name.to_owned(),
+            Entry {
+                value: value.to_owned(),
+                place,
+            },
+        );
+    }
+
+    /// The expanded value of a parameter; None when nothing defines it or its expansion fails.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<String> {
+        self.value(name).ok().flatten().map(|v| v.text)
+    }
+
+    /// Whether the file or an override sets a parameter.
+    #[must_use]
+    pub fn is_set(&self, name: &str) -> bool {
+        self.overrides.contains_key(name) || self.entries.contains_key(name)
+    }
+
+    /// Names that the file sets, in no order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// The expanded value of a parameter, with its place.
+    ///
+    /// # Errors
+    /// Its text has a broken or circular `$name`.
+    pub fn value(&self, name: &str) -> Result<Option<Value>, Diagnostic> {
+        let Some(raw) = self.raw(name) else {
+            return Ok(None);
+        };
+        let place = self.place(name, &raw);
+        let text = expand(&raw, &|n| self.raw(n)).map_err(|e| Diagnostic {
+            message: format!("parameter {name}: {}", e.message),
+            help: Some(e.help.to_owned()),
+            ..place.clone()
+        })?;
+        Ok(Some(Value { text, place }))
+    }
+
+    /// The unexpanded text: override, file, what the system knows, default.
+    fn raw(&self, name: &str) -> Option<String> {
+        let set = self.overrides.get(name).or_else(|| self.entries.get(name));
+        if let Some(entry) = set {
+            return Some(entry.value.clone());
+        }
+        if name == "mydomain" {
+            let host = self.get("myhostname").unwrap_or_default();
+            return Some(
+                host.split_once('.')
+                    .map_or("localdomain", |(_, d)| d)
+                    .to_owned(),
+            );
+        }
+        let builtin = self.builtins.get(name).cloned();
+        builtin.or_else(|| self.defaults.get(name).map(|info| info.default.to_owned()))
+    }
+
+    fn place(&self, name: &str, raw: &str) -> Diagnostic {
+        match self.overrides.get(name).or_else(|| self.entries.get(name)) {
+            Some(entry) => entry.place.clone(),
+            None => {
+                let source = format!("{name} = {raw}");
+                let start = source.len() - raw.len();
+                Diagnostic::error("default value", 1, &source, start, source.len(), "")
+            }
+        }
+    }
+
+    fn entry(&mut self, line: &logical::Logical<'_>) -> Result<Option<Diagnostic>, Diagnostic> {
+        if line.orphan {
+            let at = trimmed(&line.text, 0..line.text.len());
+            return Err(line
+                .error(&self.file, at, "a continued line with no entry before it")
+                .help("remove the blanks before the parameter name"));
+        }
+        let Some(equals) = line.text.find('=') else {
+            let at = trimmed(&line.text, 0..line.text.len());
+            return Err(line
+                .error(
+                    &self.file,
+                    at,
+                    format!("missing \"=\" after {:?}", line.text.trim()),
+                )
+                .help("write: name = value"));
+        };
+        let name = trimmed(&line.text, 0..equals);
+        let bad =
+            line.text[name.clone()].find(|c: char| !(c.is_alphanumeric() || "_-./".contains(c)));
+        if name.is_empty() || bad.is_some() {
+            let message = format!("bad parameter name: {:?}", &line.text[name.clone()]);
+            return Err(line
+                .error(&self.file, name, message)
+                .help("a name has letters, digits, \"_\", \"-\", \".\" and \"/\""));
+        }
+        let value = trimmed(&line.text, equals + 1..line.text.len());
+        let place = line.error(&self.file, value.clone(), "");
+        let entry = Entry {
+            value: line.text[value].to_owned(),
+            place,
+        };
+        let key = line.text[name.clone()].to_owned();
+        let earlier = self.entries.insert(key.clone(), entry);
+        Ok(earlier.map(|old| {
+            let message = format!(
+                "parameter {key} overrides the earlier entry in line {}",
+                old.place.line
+            );
+            line.error(&self.file, name, message)
+                .warning()
+                .help("keep one of the two")
+        }))
+    }
+}
+
+/// The part of a range without the blanks at its ends.
+fn trimmed(text: &str, range: Range<usize>) -> Range<usize> {
+    let part = &text[range.clone()];
+    let start = range.start + (part.len() - part.trim_start().len());
+    start..start + part.trim().len()
+}
+
+/// The host's name, with a domain (RFC 5321 section 2.3.5 wants one in EHLO).
+fn host_name() -> String {
+    let name = gethostname()
+        .ok()
+        .and_then(|n| n.into_string().ok())
+        .unwrap_or_default();
+    match name.as_str() {
+        "" => "localhost.localdomain".to_owned(),
+        n if n.contains('.') => name,
+        _ => format!("{name}.localdomain"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> MainCf {
+        let (main_cf, diagnostics) = MainCf::parse("main.cf", text);
+        assert_eq!(diagnostics, []);
+        main_cf
+    }
+
+    #[test]
+    fn values_are_trimmed_and_continued() {
+        let m = read("a =  1 \nb = x\n # note\n  y\nc =\n");
+        assert_eq!(m.get("a").as_deref(), Some("1"));
+        assert_eq!(m.get("b").as_deref(), Some("x  y"));
+        assert_eq!(m.get("c").as_deref(), Some(""));
+        assert_eq!(m.get("d"), None);
+    }
+
+    #[test]
+    fn an_override_takes_part_in_expansion() {
+        let mut m = read("t = ${stress?10}${stress:300}s\n");
+        assert_eq!(m.get("t").as_deref(), Some("300s"));
+        m.set("stress", "yes");
+        assert_eq!(m.get("t").as_deref(), Some("10s"));
+    }
+
+    #[test]
+    fn mydomain_follows_myhostname() {
+        let m = read("myhostname = a.b.example\n");
+        assert_eq!(m.get("mydomain").as_deref(), Some("b.example"));
+    }
+
+    #[test]
+    fn all_bad_lines_are_reported_and_the_rest_is_read() {
+        let (m, d) = MainCf::parse("main.cf", " x = 1\nno equals\nb@d = 2\na = 1\na = 2\n");
+        let lines: Vec<_> = d.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            lines,
+            [
+                "main.cf:1:2: a continued line with no entry before it",
+                "main.cf:2:1: missing \"=\" after \"no equals\"",
+                "main.cf:3:1: bad parameter name: \"b@d\"",
+                "main.cf:5:1: warning: parameter a overrides the earlier entry in line 4",
+            ]
+        );
+        assert_eq!(m.get("a").as_deref(), Some("2"));
+    }
+
+    #[test]
+    fn a_broken_value_points_at_itself() {
+        let m = read("a = 1\nb = ${a\n");
+        let e = m.value("b").unwrap_err();
+        assert_eq!((e.line, e.column, e.width), (2, 5, 3));
+    }
+}
