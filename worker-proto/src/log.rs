@@ -1,0 +1,315 @@
+//! log - where log lines go, and what they look like
+//!
+//! Programs write with the macros of the `log` crate; this module is the logger behind them. A line
+//! is `belfry/smtpd[77]: warning: text`: the severity word is Postfix's (none for information),
+//! and one record is always one line. The sink is opened before a worker enters its jail and kept.
+//!
+//! # Bugs
+//! A chrooted worker cannot find /dev/log again when the syslog daemon restarts; lines go to nobody
+//! until the worker ends (max_use, max_idle, reload).
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use log::{Level, LevelFilter, Record};
+
+use crate::clock;
+use crate::diagnostic::Fault;
+use crate::params::CommonParams;
+use crate::sys;
+
+/// Target of records at severity `fatal`: the process ends because of its surroundings.
+pub const FATAL: &str = "fatal";
+/// Target of records at severity `panic`: the process ends because of a bug.
+pub const PANIC: &str = "panic";
+
+/// Where lines go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sink {
+    /// Standard error, without a time stamp.
+    Stderr,
+    /// Standard output, with a time stamp (a container's log).
+    Stdout,
+    /// Appended to a file, with a time stamp.
+    File(PathBuf),
+    /// The syslog daemon at /dev/log, at this facility.
+    Syslog(Facility),
+}
+
+impl Sink {
+    /// The sink that the parameters ask for: `maillog_file`, else syslog.
+    #[must_use]
+    pub fn choose(common: &CommonParams) -> Self {
+        match common.maillog_file.as_str() {
+            "" => Self::Syslog(Facility::named(&common.syslog_facility).unwrap_or(Facility::MAIL)),
+            "/dev/stdout" => Self::Stdout,
+            file => Self::File(PathBuf::from(file)),
+        }
+    }
+}
+
+/// A syslog facility (RFC 5424 section 6.2.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facility(u8);
+
+impl Facility {
+    /// `mail`.
+    pub const MAIL: Self = Self(2);
+
+    /// The facility of a name, as in syslog.conf(5).
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let plain = [
+            "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron",
+            "authpriv", "ftp",
+        ];
+        let code = match name.strip_prefix("local") {
+            Some(n) => 16 + n.parse::<u8>().ok().filter(|&n| n < 8)?,
+            None => u8::try_from(plain.iter().position(|&p| p == name)?).ok()?,
+        };
+        Some(Self(code))
+    }
+}
+
+static OUTPUT: OnceLock<Mutex<Output>> = OnceLock::new();
+
+/// Starts logging. `tag` is the whole name, such as `belfry/smtpd`. A second call changes the sink
+/// and the tag, and keeps the level.
+///
+/// # Errors
+/// The sink cannot be opened; lines then go to standard error.
+pub fn init(tag: &str, verbose: bool, sink: &Sink) -> Result<(), Fault> {
+    let (stream, fault) = match Stream::open(sink) {
+        Ok(stream) => (stream, None),
+        Err(fault) => (Stream::Stderr, Some(fault)),
+    };
+    let output = Output {
+        tag: tag.to_owned(),
+        sink: sink.clone(),
+        stream,
+        tee: false,
+    };
+    match OUTPUT.get() {
+        Some(present) => *present.lock().unwrap_or_else(PoisonError::into_inner) = output,
+        None => {
+            let _ = OUTPUT.set(Mutex::new(output));
+            install(verbose);
+        }
+    }
+    fault.map_or(Ok(()), Err)
+}
+
+/// Opens a log file again, after it was renamed; other sinks stay as they are.
+///
+/// # Errors
+/// The file cannot be opened; the old one stays in use.
+pub fn reopen() -> Result<(), Fault> {
+    let Some(output) = OUTPUT.get() else {
+        return Ok(());
+    };
+    let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
+    if matches!(output.sink, Sink::File(_)) {
+        output.stream = Stream::open(&output.sink)?;
+    }
+    Ok(())
+}
+
+/// Whether lines go to standard error as well, for a start that an operator waits for.
+pub fn tee_stderr(on: bool) {
+    if let Some(output) = OUTPUT.get() {
+        output.lock().unwrap_or_else(PoisonError::into_inner).tee = on;
+    }
+}
+
+/// Logs at severity `fatal`. The caller then ends the process.
+pub fn fatal(text: &str) {
+    log::error!(target: FATAL, "{text}");
+}
+
+/// Sends every Rust panic to the log as one line at severity `panic`.
+pub fn log_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let text = info.to_string();
+        log::error!(target: PANIC, "{text}");
+    }));
+}
+
+fn install(verbose: bool) {
+    let level = if verbose {
+        LevelFilter::Debug
+    } else {
+        LevelFilter::Info
+    };
+    env_logger::Builder::new()
+        .filter_level(level)
+        .format(|out, record| out.write_all(&line(record)))
+        .target(env_logger::Target::Pipe(Box::new(Pipe)))
+        .init();
+}
+
+/// The first byte tells the sink the level; the rest is the text with its severity word.
+fn line(record: &Record<'_>) -> Vec<u8> {
+    let (priority, word) = match (record.target(), record.level()) {
+        (FATAL, _) => (b'2', "fatal: "),
+        (PANIC, _) => (b'2', "panic: "),
+        (_, Level::Error) => (b'3', "error: "),
+        (_, Level::Warn) => (b'4', "warning: "),
+        (_, Level::Info) => (b'6', ""),
+        (_, Level::Debug | Level::Trace) => (b'7', ""),
+    };
+    let mut bytes = vec![priority];
+    bytes.extend_from_slice(word.as_bytes());
+    for c in record.args().to_string().chars() {
+        let c = if c.is_control() { '?' } else { c };
+        bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+    }
+    bytes
+}
+
+/// What env_logger writes to: one call a record.
+struct Pipe;
+
+impl Write for Pipe {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let (Some((priority, text)), Some(output)) = (bytes.split_first(), OUTPUT.get()) {
+            let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
+            output.record(priority - b'0', &String::from_utf8_lossy(text));
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Output {
+    tag: String,
+    sink: Sink,
+    stream: Stream,
+    tee: bool,
+}
+
+impl Output {
+    /// A line that cannot be written is lost: there is nowhere left to complain.
+    fn record(&mut self, priority: u8, text: &str) {
+        let head = format!("{}[{}]: ", self.tag, process::id());
+        let stamp = sys::local_time(clock::wall());
+        if self.tee && !matches!(self.stream, Stream::Stderr) {
+            let _ = io::stderr().write_all(format!("{head}{text}\n").as_bytes());
+        }
+        let _ = match &mut self.stream {
+            Stream::Stderr => io::stderr().write_all(format!("{head}{text}\n").as_bytes()),
+            Stream::Stdout => io::stdout().write_all(format!("{stamp} {head}{text}\n").as_bytes()),
+            // One write(2) in append mode: lines of several processes do not mix.
+            Stream::File(file) => file.write_all(format!("{stamp} {head}{text}\n").as_bytes()),
+            Stream::Syslog(socket, facility) => {
+                let code = facility.0 * 8 + priority;
+                let packet = format!("<{code}>{stamp} {head}{text}");
+                match socket.send(packet.as_bytes()) {
+                    Ok(_) => Ok(()),
+                    // The daemon was restarted: its socket is another one now.
+                    Err(_) => connect_syslog().and_then(|fresh| {
+                        *socket = fresh;
+                        socket.send(packet.as_bytes()).map(|_| ())
+                    }),
+                }
+            }
+        };
+    }
+}
+
+enum Stream {
+    Stderr,
+    Stdout,
+    File(File),
+    Syslog(UnixDatagram, Facility),
+}
+
+impl Stream {
+    fn open(sink: &Sink) -> Result<Self, Fault> {
+        match sink {
+            Sink::Stderr => Ok(Self::Stderr),
+            Sink::Stdout => Ok(Self::Stdout),
+            Sink::File(path) => open_file(path).map(Self::File),
+            Sink::Syslog(facility) => connect_syslog()
+                .map(|socket| Self::Syslog(socket, *facility))
+                .map_err(|e| Fault::io("connect /dev/log", &e)),
+        }
+    }
+}
+
+fn open_file(path: &Path) -> Result<File, Fault> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o644)
+        .open(path)
+        .and_then(|file| sys::set_high(OwnedFd::from(file)))
+        .map(File::from)
+        .map_err(|e| Fault::io(format!("open {}", path.display()), &e))
+}
+
+fn connect_syslog() -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    socket.connect("/dev/log")?;
+    // A full syslog queue must not stop a mail system.
+    socket.set_nonblocking(true)?;
+    sys::set_high(OwnedFd::from(socket)).map(UnixDatagram::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn facilities_have_their_codes() {
+        assert_eq!(Facility::named("mail"), Some(Facility(2)));
+        assert_eq!(Facility::named("daemon"), Some(Facility(3)));
+        assert_eq!(Facility::named("local7"), Some(Facility(23)));
+        assert_eq!(Facility::named("local8"), None);
+        assert_eq!(Facility::named("post"), None);
+    }
+
+    #[test]
+    fn a_record_is_one_line_with_its_severity() {
+        let text = |target, level, text: &str| {
+            let args = format_args!("{text}");
+            let record = Record::builder()
+                .target(target)
+                .level(level)
+                .args(args)
+                .build();
+            String::from_utf8(line(&record)).unwrap()
+        };
+        assert_eq!(text("x", Level::Info, "a"), "6a");
+        assert_eq!(text("x", Level::Warn, "a\nb\u{1b}"), "4warning: a?b?");
+        assert_eq!(text("x", Level::Error, "a"), "3error: a");
+        assert_eq!(text(FATAL, Level::Error, "a"), "2fatal: a");
+        assert_eq!(text(PANIC, Level::Error, "a"), "2panic: a");
+    }
+
+    #[test]
+    fn a_file_gets_stamped_lines_and_survives_rotation() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let sink = Sink::File(path.clone());
+        init("belfry/test", false, &sink).unwrap();
+        log::warn!("first");
+        std::fs::rename(&path, dir.path().join("log.1")).unwrap();
+        reopen().unwrap();
+        fatal("second");
+        let old = std::fs::read_to_string(dir.path().join("log.1")).unwrap();
+        let new = std::fs::read_to_string(&path).unwrap();
+        let tail = format!(" belfry/test[{}]: warning: first\n", process::id());
+        assert!(old.ends_with(&tail), "{old:?}");
+        assert_eq!(old.len(), "Nov 20 10:00:00".len() + tail.len());
+        assert!(new.ends_with(": fatal: second\n"), "{new:?}");
+    }
+}
