@@ -1,2 +1,4 @@
 //! The alert queue.
 #![forbid(unsafe_code)]
+
+pub mod outcome;
