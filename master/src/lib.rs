@@ -1,2 +1,3 @@
 //! The process supervisor.
 #![forbid(unsafe_code)]
+pub mod limits;
