@@ -200,7 +200,7 @@ impl Output {
     /// A line that cannot be written is lost: there is nowhere left to complain.
     fn record(&mut self, priority: u8, text: &str) {
         let head = format!("{}[{}]: ", self.tag, process::id());
-        let stamp = sys::local_time(clock::wall());
+        let stamp = sys::LocalTime::at(clock::wall()).stamp();
         if self.tee && !matches!(self.stream, Stream::Stderr) {
             let _ = io::stderr().write_all(format!("{head}{text}\n").as_bytes());
         }

@@ -1,0 +1,515 @@
+//! avail - process creation policy
+//!
+//! A [`Pool`] is the policy for one service: it is told what happened and answers what to do. It
+//! starts a worker when a client knocks and no worker is free, holds the limit, pauses after failures
+//! (throttle), restarts workers under stress, and stops them in steps. It reads no clock and touches
+//! no process; it knows workers by number.
+//!
+//! One rule decides about listening: not stopping, not throttled, nobody idle, below the limit
+//! ([`Pool::wants_listener`]). It is compared with what is registered once, at the end of
+//! [`Pool::on`], and so are the spare workers and the timer.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use worker_proto::clock::Time;
+use worker_proto::status::Availability;
+
+use crate::notice::Notice;
+
+mod throttle;
+
+pub use throttle::{Throttle, ThrottleRule};
+
+/// Number of a worker in its pool, never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkerId(pub u64);
+
+/// What a service allows and asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// Name in master.cf, for notices.
+    pub ext_name: String,
+    /// Canonical name, for notices.
+    pub name: String,
+    /// Path of the program, for notices.
+    pub path: String,
+    /// The most workers; None is no limit.
+    pub max_proc: Option<u32>,
+    /// Workers can be told of stress (F02).
+    pub stressable: bool,
+    /// Pauses after failures.
+    pub throttle: ThrottleRule,
+    /// How many workers may be on their way up at a time (1: Postfix's way, W07).
+    pub start_burst: u32,
+    /// How many idle workers to keep without a client (0: Postfix's way, W07).
+    pub min_spare: u32,
+    /// How long retired workers of a removed service have before SIGTERM, and then before SIGKILL.
+    pub stop_grace: (Duration, Duration),
+    /// Exactly Postfix's behaviour where ours differs.
+    pub compat: bool,
+}
+
+/// How a worker ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Exit {
+    /// With this status.
+    Status(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A client waits on a listen socket.
+    Knock,
+    /// The worker of a [`Action::Spawn`] has this process id.
+    Started(WorkerId, i32),
+    /// The worker of a [`Action::Spawn`] could not be started.
+    StartFailed(WorkerId, String),
+    /// A worker wrote its status.
+    Status(WorkerId, Availability),
+    /// A worker ended.
+    Ended(WorkerId, Exit),
+    /// The time of [`Action::Timer`] has come.
+    Tick,
+    /// The definition was read again; `changed` when it differs, `retire` to renew the workers.
+    Reload {
+        /// The rules from now on.
+        rules: Rules,
+        /// The operator has changed something about the service.
+        changed: bool,
+        /// Workers are to end when idle.
+        retire: bool,
+    },
+    /// The service is no more.
+    Remove,
+    /// The operator asks to forget failures.
+    Reset,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Watch the listen sockets, or stop watching them.
+    Listen(bool),
+    /// Start a worker, under stress or not. It counts as idle from now on (I02).
+    Spawn(WorkerId, bool),
+    /// Tell a worker to end when idle, by end of file on its status channel.
+    Retire(WorkerId),
+    /// Send a worker a signal.
+    Kill(WorkerId, Kill),
+    /// Call again with [`Event::Tick`] at this time; None cancels.
+    Timer(Option<Time>),
+    /// The removed service has no workers left.
+    Gone,
+    /// Tell the operator.
+    Log(Notice),
+}
+
+/// A signal that a pool sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kill {
+    /// SIGTERM
+    Term,
+    /// SIGKILL
+    Kill,
+}
+
+/// What an operator wants to know of a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Worker {
+    /// Its process id, once started.
+    pub pid: Option<i32>,
+    /// It has a client.
+    pub busy: bool,
+    /// It was told to end.
+    pub retired: bool,
+    /// Clients served.
+    pub served: u64,
+    /// When it was started.
+    pub born: Time,
+    heard: bool,
+}
+
+/// Counters since the service was defined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stats {
+    /// Workers started.
+    pub spawned: u64,
+    /// Clients served.
+    pub served: u64,
+    /// Workers that ended abnormally or without work.
+    pub failed: u64,
+    /// How the last worker ended.
+    pub last_exit: Option<Exit>,
+}
+
+/// How long a stress-mode pulse and the silence between two notices about the limit last (M01, I05).
+const PULSE: Duration = Duration::from_secs(1000);
+/// A worker that ends this soon with status 0 and no word has done no work (W04). Later, it may have
+/// been idle for its whole max_idle.
+const NO_WORK: Duration = Duration::from_secs(1);
+
+/// The process creation policy of one service.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    rules: Rules,
+    workers: BTreeMap<WorkerId, Worker>,
+    next_worker: u64,
+    throttle: Throttle,
+    stress_until: Option<Time>,
+    limit_noticed: Option<Time>,
+    stopping: Option<Stopping>,
+    stats: Stats,
+    /// What the loop was last told.
+    listening: bool,
+    timer: Option<Time>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stopping {
+    Grace(Time),
+    Term(Time),
+    Killed,
+    Gone,
+}
+
+impl Pool {
+    /// A pool without workers that does not listen yet; [`Pool::start`] begins.
+    #[must_use]
+    pub fn new(rules: Rules) -> Self {
+        // A seed of the name keeps services that fail together from coming back together.
+        let seed = rules
+            .name
+            .bytes()
+            .fold(0, |s: u64, b| s.wrapping_mul(31).wrapping_add(b.into()));
+        Self {
+            rules,
+            workers: BTreeMap::new(),
+            next_worker: 0,
+            throttle: Throttle::new(seed),
+            stress_until: None,
+            limit_noticed: None,
+            stopping: None,
+            stats: Stats::default(),
+            listening: false,
+            timer: None,
+        }
+    }
+
+    /// Begins: the first actions.
+    pub fn start(&mut self, now: Time, out: &mut Vec<Action>) {
+        self.settle(now, out);
+    }
+
+    /// Takes in an event and appends what to do, in order.
+    pub fn on(&mut self, now: Time, event: Event, out: &mut Vec<Action>) {
+        match event {
+            Event::Knock => self.knock(now, out),
+            Event::Started(id, pid) => {
+                if let Some(worker) = self.workers.get_mut(&id) {
+                    worker.pid = Some(pid);
+                }
+            }
+            Event::StartFailed(id, reason) => {
+                self.workers.remove(&id);
+                self.stats.failed += 1;
+                out.push(Action::Log(Notice::ForkFailed { reason }));
+                self.pause(now);
+            }
+            Event::Status(id, availability) => self.status(id, availability),
+            Event::Ended(id, exit) => self.ended(now, id, exit, out),
+            Event::Tick => {}
+            Event::Reload {
+                rules,
+                changed,
+                retire,
+            } => {
+                self.rules = rules;
+                if changed && !self.rules.compat {
+                    self.throttle.clear();
+                }
+                if retire {
+                    self.retire_all(out);
+                }
+            }
+            Event::Remove => {
+                self.retire_all(out);
+                self.stopping = Some(Stopping::Grace(now + self.rules.stop_grace.0));
+            }
+            Event::Reset => self.throttle.clear(),
+        }
+        self.settle(now, out);
+    }
+
+    /// The rules in force.
+    #[must_use]
+    pub const fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// The workers, oldest first.
+    pub fn workers(&self) -> impl Iterator<Item = (WorkerId, &Worker)> {
+        self.workers.iter().map(|(id, worker)| (*id, worker))
+    }
+
+    /// Counters.
+    #[must_use]
+    pub const fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// Until when no worker is started, if it is paused.
+    #[must_use]
+    pub const fn throttled_until(&self) -> Option<Time> {
+        self.throttle.until()
+    }
+
+    /// Whether workers are started with `stress=yes`.
+    #[must_use]
+    pub fn stressed(&self, now: Time) -> bool {
+        self.stress_until.is_some_and(|end| now < end)
+    }
+
+    /// Whether the service was removed and waits for its workers to end.
+    #[must_use]
+    pub const fn is_stopping(&self) -> bool {
+        self.stopping.is_some()
+    }
+
+    /// Whether the limit of workers is reached.
+    #[must_use]
+    pub fn at_limit(&self) -> bool {
+        self.rules
+            .max_proc
+            .is_some_and(|max| self.workers.len() >= max as usize)
+    }
+
+    /// Workers that are free for a client. One that was told to end is not counted on: it will see
+    /// that before a client, and nobody must wait for it (W08).
+    #[must_use]
+    pub fn idle(&self) -> usize {
+        self.workers
+            .values()
+            .filter(|w| !w.busy && !w.retired)
+            .count()
+    }
+
+    /// The rule of listening (I01).
+    #[must_use]
+    pub fn wants_listener(&self) -> bool {
+        self.stopping.is_none()
+            && self.throttle.until().is_none()
+            && !self.at_limit()
+            && self.lacks_idle()
+    }
+
+    /// Nobody is free; or, with a burst, those who are have not said a word yet and are fewer than
+    /// may come up together.
+    fn lacks_idle(&self) -> bool {
+        let idle = self.idle();
+        let burst = self.rules.start_burst as usize;
+        idle == 0
+            || idle < burst
+                && self
+                    .workers
+                    .values()
+                    .all(|w| w.busy || w.retired || !w.heard && w.served == 0)
+    }
+
+    fn knock(&mut self, now: Time, out: &mut Vec<Action>) {
+        // An event of the same turn may have changed things since the socket was reported.
+        if !self.wants_listener() {
+            return;
+        }
+        let last = self
+            .rules
+            .max_proc
+            .is_some_and(|max| self.workers.len() + 1 >= max as usize);
+        if self.rules.stressable && last {
+            if !self.stressed(now) {
+                self.retire_all(out);
+            }
+            self.stress_until = Some(now + PULSE);
+        }
+        self.spawn(now, out);
+    }
+
+    fn spawn(&mut self, now: Time, out: &mut Vec<Action>) {
+        let id = WorkerId(self.next_worker);
+        self.next_worker += 1;
+        self.stats.spawned += 1;
+        let worker = Worker {
+            pid: None,
+            busy: false,
+            retired: false,
+            served: 0,
+            born: now,
+            heard: false,
+        };
+        self.workers.insert(id, worker);
+        out.push(Action::Spawn(
+            id,
+            self.rules.stressable && self.stressed(now),
+        ));
+    }
+
+    /// What a worker says is gossip: a state it is in already changes nothing (J05).
+    fn status(&mut self, id: WorkerId, availability: Availability) {
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        worker.heard = true;
+        match availability {
+            Availability::Taken => worker.busy = true,
+            Availability::Available if worker.busy => {
+                worker.busy = false;
+                worker.served += 1;
+                self.stats.served += 1;
+                self.throttle.success(worker.born);
+            }
+            Availability::Available => {}
+        }
+    }
+
+    fn ended(&mut self, now: Time, id: WorkerId, exit: Exit, out: &mut Vec<Action>) {
+        let Some(worker) = self.workers.remove(&id) else {
+            return;
+        };
+        self.stats.last_exit = Some(exit);
+        let (path, pid) = (self.rules.path.clone(), worker.pid.unwrap_or(0));
+        let normal = exit == Exit::Status(0);
+        let told = self.stopping.is_some() && matches!(exit, Exit::Signal(libc::SIGTERM));
+        if !normal && !told {
+            out.push(Action::Log(match exit {
+                Exit::Status(status) => Notice::ExitStatus {
+                    path: path.clone(),
+                    pid,
+                    status,
+                },
+                Exit::Signal(signal) => Notice::KilledBySignal {
+                    path: path.clone(),
+                    pid,
+                    signal,
+                },
+            }));
+        }
+        let unused = worker.served == 0 && !worker.retired && self.stopping.is_none();
+        let no_work =
+            normal && !worker.heard && now.since(worker.born) < NO_WORK && !self.rules.compat;
+        // Postfix throttles a worker it has retired as well, if it ends badly (K01).
+        let bad = !normal && worker.served == 0 && self.stopping.is_none();
+        if bad || unused && no_work {
+            self.stats.failed += 1;
+            out.push(Action::Log(if bad {
+                Notice::BadStartup { path }
+            } else {
+                Notice::NoWork { path }
+            }));
+            self.pause(now);
+        }
+    }
+
+    fn pause(&mut self, now: Time) {
+        self.throttle.failure(now, &self.rules.throttle);
+    }
+
+    fn retire_all(&mut self, out: &mut Vec<Action>) {
+        for (id, worker) in self.workers.iter_mut().filter(|(_, w)| !w.retired) {
+            worker.retired = true;
+            out.push(Action::Retire(*id));
+        }
+    }
+
+    /// Makes what is registered equal to what the rules say. The only place that does.
+    fn settle(&mut self, now: Time, out: &mut Vec<Action>) {
+        if self.throttle.until().is_some_and(|end| end <= now) {
+            self.throttle.release();
+            out.push(Action::Log(Notice::DebugThrottleReleased {
+                path: self.rules.path.clone(),
+            }));
+        }
+        self.stop_step(now, out);
+        while self.lacks_spare() {
+            self.spawn(now, out);
+        }
+        self.notice_limit(now, out);
+        let listen = self.wants_listener();
+        if self.listening != listen {
+            self.listening = listen;
+            out.push(Action::Listen(listen));
+        }
+        let stop = match self.stopping {
+            Some(Stopping::Grace(end) | Stopping::Term(end)) => Some(end),
+            Some(Stopping::Killed | Stopping::Gone) | None => None,
+        };
+        let timer = [self.throttle.until(), stop].into_iter().flatten().min();
+        if self.timer != timer {
+            self.timer = timer;
+            out.push(Action::Timer(timer));
+        }
+    }
+
+    fn lacks_spare(&self) -> bool {
+        self.stopping.is_none()
+            && self.throttle.until().is_none()
+            && !self.at_limit()
+            && self.idle() < self.rules.min_spare as usize
+    }
+
+    /// A removed service: grace, SIGTERM, SIGKILL, gone. It waits for nobody (W03, W10).
+    fn stop_step(&mut self, now: Time, out: &mut Vec<Action>) {
+        loop {
+            let kill = match self.stopping {
+                None | Some(Stopping::Gone) => return,
+                Some(_) if self.workers.is_empty() => {
+                    self.stopping = Some(Stopping::Gone);
+                    self.throttle.clear();
+                    out.push(Action::Gone);
+                    return;
+                }
+                Some(Stopping::Grace(end)) if end <= now => {
+                    self.stopping = Some(Stopping::Term(now + self.rules.stop_grace.1));
+                    Kill::Term
+                }
+                Some(Stopping::Term(end)) if end <= now => {
+                    self.stopping = Some(Stopping::Killed);
+                    Kill::Kill
+                }
+                Some(Stopping::Grace(_) | Stopping::Term(_) | Stopping::Killed) => return,
+            };
+            out.extend(self.workers.keys().map(|id| Action::Kill(*id, kill)));
+        }
+    }
+
+    /// Clients wait although nobody is free: worth a line, now and then (I05, W25). A limit of one
+    /// is a way of life, not a shortage.
+    fn notice_limit(&mut self, now: Time, out: &mut Vec<Action>) {
+        let quiet = self
+            .limit_noticed
+            .is_some_and(|last| now.since(last) < PULSE);
+        let counts = self.rules.max_proc.is_some_and(|max| max > 1)
+            && (self.rules.stressable || !self.rules.compat);
+        if quiet || !counts || !self.at_limit() || self.idle() > 0 || self.stopping.is_some() {
+            return;
+        }
+        self.limit_noticed = Some(now);
+        let Rules {
+            ext_name,
+            name,
+            max_proc,
+            ..
+        } = &self.rules;
+        let limit = max_proc.unwrap_or(0);
+        let (ext_name, name) = (ext_name.clone(), name.clone());
+        out.push(Action::Log(Notice::ProcessLimit {
+            ext_name,
+            name,
+            limit,
+        }));
+        out.push(Action::Log(Notice::ProcessLimitAdvice));
+        out.push(Action::Log(Notice::ProcessLimitStress));
+    }
+}

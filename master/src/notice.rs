@@ -1,0 +1,186 @@
+//! notice - every line an operator can see in the log
+//!
+//! A line each, with its severity, what it means, and an example for the golden test and the
+//! DIAGNOSTICS of master(8). Where Postfix has the line, these are its words, so that what reads
+//! Postfix's log reads ours.
+
+use std::fmt;
+
+/// Severity of a line: what word stands before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// Only with `-v`.
+    Debug,
+    /// No word.
+    Info,
+    /// `warning:`
+    Warning,
+    /// `error:`
+    Error,
+    /// `fatal:`
+    Fatal,
+}
+
+macro_rules! notices {
+    ($(
+        $(#[doc = $doc:literal])+
+        $severity:ident $name:ident $({ $($field:ident: $type:ty = $example:expr),+ })? => $text:literal;
+    )+) => {
+        /// A line in the log.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        #[expect(missing_docs, reason = "the fields are the words of the line")]
+        pub enum Notice {
+            $($(#[doc = $doc])+ $name $({ $($field: $type),+ })?,)+
+        }
+
+        impl fmt::Display for Notice {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self {
+                    $(Self::$name $({ $($field),+ })? => write!(f, $text),)+
+                }
+            }
+        }
+
+        impl Notice {
+            /// How bad it is.
+            #[must_use]
+            pub const fn severity(&self) -> Severity {
+                match self {
+                    $(Self::$name $({ $($field: _),+ })? => Severity::$severity,)+
+                }
+            }
+
+            /// Every line with an example and the manual's text, in the order of the manual.
+            #[must_use]
+            pub fn all() -> Vec<(Self, &'static [&'static str])> {
+                vec![$((Self::$name $({ $($field: $example.into()),+ })?, &[$($doc),+]),)+]
+            }
+        }
+    };
+}
+
+notices! {
+    /// The master serves. Logged once a start.
+    Info Started { version: String = "0.1.0", directory: String = "/etc/belfry" }
+        => "daemon started -- version {version}, configuration {directory}";
+    /// A reload was asked for, by SIGHUP or by `belfry reload`.
+    Info Reload { version: String = "0.1.0", directory: String = "/etc/belfry" }
+        => "reload -- version {version}, configuration {directory}";
+    /// The reload has taken effect.
+    Info Reloaded { added: usize = 1_usize, removed: usize = 0_usize, changed: usize = 2_usize, kept: usize = 5_usize }
+        => "reload done: {added} added, {removed} removed, {changed} changed, {kept} kept";
+    /// The configuration has errors, each logged above. Nothing has changed: the services run as
+    /// before. Mend the files and reload again.
+    Error ReloadRefused { errors: usize = 2_usize }
+        => "reload refused: {errors} errors; the running configuration stays in force";
+    /// A complaint about a place in main.cf or master.cf that forbids its use.
+    Error BadConfig { text: String = "/etc/belfry/master.cf:12:21: field \"wakeup\": bad value: \"soon\"" }
+        => "{text}";
+    /// A complaint about a place in main.cf or master.cf that is used all the same.
+    Warning OddConfig { text: String = "/etc/belfry/master.cf:9:1: duplicate entry" }
+        => "{text}";
+    /// The master was told to stop.
+    Info Terminating { signal: i32 = 15 }
+        => "terminating on signal {signal}";
+    /// The time of option `-e` is over.
+    Info ExitTime
+        => "master exit time has arrived";
+    /// Something the master needs to start is missing.
+    Fatal CannotStart { reason: String = "open lock file pid/master.pid: unable to set exclusive lock: Resource temporarily unavailable" }
+        => "{reason}";
+    /// A worker ended with a status other than 0; its own lines above say why.
+    Warning ExitStatus { path: String = "/usr/libexec/belfry/smtpd", pid: i32 = 77, status: i32 = 1 }
+        => "process {path} pid {pid} exit status {status}";
+    /// A worker was ended by a signal.
+    Warning KilledBySignal { path: String = "/usr/libexec/belfry/smtpd", pid: i32 = 77, signal: i32 = 9 }
+        => "process {path} pid {pid} killed by signal {signal}";
+    /// A worker ended badly before it served a client. The service pauses, longer each time.
+    /// `belfry status` shows until when; `belfry reset NAME` ends the pause.
+    Warning BadStartup { path: String = "/usr/libexec/belfry/smtpd" }
+        => "{path}: bad command startup -- throttling";
+    /// A worker ended at once, without an error and without a word. The service pauses as after a
+    /// failure, since the waiting client would start the next one at once.
+    Warning NoWork { path: String = "/usr/libexec/belfry/smtpd" }
+        => "{path}: ended without work -- throttling";
+    /// A program could not be executed.
+    Warning ExecFailed { path: String = "/usr/libexec/belfry/smtpd", reason: String = "No such file or directory" }
+        => "master_spawn: exec {path}: {reason}";
+    /// The system has no room for another process.
+    Warning ForkFailed { reason: String = "Resource temporarily unavailable" }
+        => "master_spawn: fork: {reason} -- throttling";
+    /// A pause is over.
+    Debug DebugThrottleReleased { path: String = "/usr/libexec/belfry/smtpd" }
+        => "throttle released for command {path}";
+    /// All workers that a service may have are busy. At most once in 1000 seconds for a service.
+    Warning ProcessLimit { ext_name: String = "smtp", name: String = "25", limit: u32 = 100_u32 }
+        => "service \"{ext_name}\" ({name}) has reached its process limit \"{limit}\": new clients may experience noticeable delays";
+    /// What to do about it.
+    Warning ProcessLimitAdvice
+        => "to avoid this condition, increase the process count in master.cf or reduce the service time per client";
+    /// Where to read more.
+    Warning ProcessLimitStress
+        => "see master(8), \"Stress\", for configuration that adapts to stress";
+    /// A worker wrote something else than a status record.
+    Warning PartialStatus { ext_name: String = "smtp", name: String = "25", pid: i32 = 77, size: usize = 5_usize }
+        => "service {ext_name}({name}): child (pid {pid}) sent partial status update ({size} bytes)";
+    /// A worker wrote another worker's process id or generation. It is ignored.
+    Info ForeignStatus { pid: i32 = 77, generation: String = "11" }
+        => "ignoring status update from child pid {pid} generation {generation}";
+    /// A worker wrote a status that no version defines. It is ignored.
+    Warning UnknownStatus { pid: i32 = 77, state: i32 = 7 }
+        => "ignoring unknown status: {state} allegedly from pid: {pid}";
+    /// A process ended that the master has not started, such as a grandchild in a container.
+    Debug DebugUnknownChild { pid: i32 = 77 }
+        => "process pid {pid} is not ours";
+    /// A service could not be woken by its timer. It is tried again in the next period.
+    Warning WakeupFailed { ext_name: String = "qmgr", name: String = "private/qmgr", reason: String = "Connection refused" }
+        => "master_wakeup_timer_event: service {ext_name}({name}): {reason}";
+    /// A service has no socket. The others run; it is tried again, and `belfry status` shows when.
+    Error BindFailed { ext_name: String = "smtp", name: String = "25", reason: String = "bind 127.0.0.1 port 25: Address already in use" }
+        => "service {ext_name}({name}): {reason} -- retrying";
+    /// The service of the line before has its socket now.
+    Info BindRecovered { ext_name: String = "smtp", name: String = "25" }
+        => "service {ext_name}({name}): listening";
+    /// A change that takes effect only with a new start.
+    Warning IgnoredChange { name: String = "queue_directory", old: String = "/a", new: String = "/b" }
+        => "ignoring {name} parameter value change: \"{old}\" stays, \"{new}\" needs a stop and a start";
+    /// Something failed that the master can do without.
+    Warning Trouble { text: String = "accept pid/control: Too many open files" }
+        => "{text}";
+}
+
+impl Notice {
+    /// Writes the line to the log.
+    pub fn log(&self) {
+        match self.severity() {
+            Severity::Debug => log::debug!("{self}"),
+            Severity::Info => log::info!("{self}"),
+            Severity::Warning => log::warn!("{self}"),
+            Severity::Error => log::error!("{self}"),
+            Severity::Fatal => worker_proto::log::fatal(&self.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Log lines are interface: a change here is a change for whoever reads the log.
+    #[test]
+    fn the_lines_are_as_they_were() {
+        let lines: String = Notice::all()
+            .iter()
+            .map(|(notice, _)| format!("{:?}: {notice}\n", notice.severity()))
+            .collect();
+        assert_eq!(lines, include_str!("notice.golden"));
+    }
+
+    #[test]
+    fn every_line_is_one_line_and_explained() {
+        for (notice, doc) in Notice::all() {
+            assert!(!notice.to_string().contains('\n'), "{notice}");
+            assert!(!doc.concat().trim().is_empty(), "{notice}");
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! params - the parameters that the master itself reads
+
+worker_proto::params! {
+    /// Parameters of the master; see also [`worker_proto::params::CommonParams`].
+    pub struct MasterParams {
+        /// The longest pause of a service after failures. The first pause is
+        /// service_throttle_start; each further failure in a row doubles it.
+        service_throttle_time: Time = "60s", "1s"..="1d";
+        /// The first pause of a service after a failure.
+        service_throttle_start: Time = "1s", "1s"..="1d";
+        /// Services not to run: `type`, or `name/type`; `!` before an item makes it run. The first
+        /// item that matches counts. The rest of a disabled line is not looked at.
+        master_service_disable: Words = "";
+        /// Where services of type inet listen that name no host: `all`, `loopback-only`, or names and
+        /// addresses.
+        inet_interfaces: Words = "all";
+        /// The protocols in use: `all`, or `ipv4` and `ipv6`.
+        inet_protocols: Words = "all";
+        /// The environment that workers get: names, or `name=value`.
+        import_environment: Text = "MAIL_CONFIG MAIL_DEBUG MAIL_LOGTAG TZ XAUTHORITY DISPLAY LANG=C POSTLOG_SERVICE POSTLOG_HOSTNAME";
+        /// Ports by name, as `name=number`, before /etc/services is asked.
+        known_tcp_ports: Words = "lmtp=24, smtp=25, smtps=submissions=465, submission=587";
+        /// At the first start an address that is in use stops the start. With "no" that service is
+        /// tried again and the others run.
+        strict_start: Flag = "yes";
+        /// How long the workers of a removed service may take to finish their clients before SIGTERM.
+        stop_grace: Time = "0s", "0s"..="1d";
+        /// How long they have after SIGTERM before SIGKILL.
+        stop_kill_time: Time = "5s", "1s"..="1h";
+        /// How many workers of a service may be on their way up together when clients wait. Set it for
+        /// one service with NAME_start_burst.
+        start_burst: Count = "1", "1"..="1000";
+        /// How many idle workers a service keeps without a client. Set it for one service with
+        /// NAME_min_spare.
+        min_spare: Count = "0", "0"..="1000";
+        /// With "postfix", what differs from Postfix's master in a way that can be seen is as there:
+        /// numbers are read as far as they are digits, every pause lasts service_throttle_time, a
+        /// reload does not end it.
+        compat: Text = "";
+        /// Below which the control groups of services with cgroup limits are made; it must be
+        /// delegated to the master (systemd: Delegate=yes). Empty: those limits are not set.
+        cgroup_root: Text = "";
+        /// The command that -D runs; not used by the shipped workers.
+        debugger_command: Text = "";
+    }
+}
+
+impl MasterParams {
+    /// Whether Postfix's behaviour is asked for where ours differs.
+    #[must_use]
+    pub fn postfix_compat(&self) -> bool {
+        self.compat == "postfix"
+    }
+}

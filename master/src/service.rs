@@ -1,0 +1,81 @@
+//! service - what a line of master.cf defines
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use worker_proto::abi::Transport;
+
+/// A service as its line in master.cf defines it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceDef {
+    /// What tells it from every other service.
+    pub key: Key,
+    /// Its name as the line has it.
+    pub ext_name: String,
+    /// Its sockets are below `private/`, for the mail system alone.
+    pub private: bool,
+    /// Its workers drop their privileges (`-u`).
+    pub unprivileged: bool,
+    /// Its workers enter the queue directory for good (`-c`).
+    pub chroot: bool,
+    /// Its wakeup timer.
+    pub wakeup: Option<Wakeup>,
+    /// The most workers at a time; None is no limit.
+    pub max_proc: Option<u32>,
+    /// The program, below `daemon_directory`.
+    pub command: String,
+    /// The program's own arguments.
+    pub args: Vec<String>,
+    /// Where it listens, in the order of its worker's descriptors.
+    pub endpoints: Vec<Endpoint>,
+    /// The line in master.cf.
+    pub line: usize,
+}
+
+/// What tells a service from every other: transport and canonical name (E11).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// The type column.
+    pub transport: Transport,
+    /// `25`, `[host]:25`, `private/name` or `public/name`.
+    pub name: String,
+}
+
+/// A wakeup timer (master(5), field "wakeup").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wakeup {
+    /// How often.
+    pub period: Duration,
+    /// Only once the service has been used.
+    pub conditional: bool,
+}
+
+/// A place to listen.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Endpoint {
+    /// A TCP address.
+    Inet(SocketAddr),
+    /// A name in the file system, relative to the queue directory.
+    Path(String),
+}
+
+impl ServiceDef {
+    /// Whether only this host can reach it (E14).
+    #[must_use]
+    pub fn local_only(&self) -> bool {
+        match self.key.transport {
+            Transport::Unix | Transport::UnixDgram | Transport::Fifo => true,
+            Transport::Pass => false,
+            Transport::Inet => self.endpoints.iter().all(|e| match e {
+                Endpoint::Inet(address) => address.ip().is_loopback(),
+                Endpoint::Path(_) => true,
+            }),
+        }
+    }
+
+    /// Whether its workers are told of stress: public, and more than one at a time (F01).
+    #[must_use]
+    pub fn stressable(&self) -> bool {
+        !self.local_only() && self.max_proc.is_some_and(|max| max > 1)
+    }
+}
