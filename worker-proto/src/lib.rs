@@ -4,6 +4,7 @@ pub mod abi;
 pub mod clock;
 pub mod diagnostic;
 mod expand;
+pub mod getopt;
 pub mod log;
 pub mod logical;
 pub mod main_cf;

@@ -1,0 +1,130 @@
+//! lock - the files that say which master runs
+//!
+//! `pid/master.pid` and `master.lock` in the data directory are locked (flock(2)) for the life of the
+//! master and never removed: the lock decides, not the file (B01, B02).
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use worker_proto::diagnostic::Fault;
+use worker_proto::sys;
+
+/// A locked file; the lock ends with the process.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<OwnedFd>,
+}
+
+/// Takes the lock and writes the process id into the file.
+///
+/// # Errors
+/// Another process holds it, or the file cannot be opened.
+pub fn take(path: &Path, pid: u32) -> Result<Lock, Fault> {
+    let subject = || format!("open lock file {}", path.display());
+    let file = open(path).map_err(|e| Fault::io(subject(), &e))?;
+    let file = sys::set_high(OwnedFd::from(file)).map_err(|e| Fault::io(subject(), &e))?;
+    let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+        Fault::io(
+            format!("{}: unable to set exclusive lock", subject()),
+            &errno.into(),
+        )
+    })?;
+    let write = || -> io::Result<()> {
+        let mut file = File::from(file.try_clone()?);
+        file.set_len(0)?;
+        file.write_all(format!("{pid:>32}\n").as_bytes())
+    };
+    write().map_err(|e| Fault::io(format!("write {}", path.display()), &e))?;
+    Ok(Lock { _file: file })
+}
+
+/// The process that holds the lock of a pid file, if one does (A08). Changes nothing.
+///
+/// # Errors
+/// The file is there and cannot be read.
+pub fn holder(path: &Path) -> Result<Option<i32>, Fault> {
+    let fault = |e: &io::Error| Fault::io(format!("open {}", path.display()), e);
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(fault(&e)),
+    };
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(|e| fault(&e))?;
+    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+        Ok(_) => Ok(None),
+        Err((_, Errno::EAGAIN)) => Ok(Some(text.trim().parse().unwrap_or(0))),
+        Err((_, errno)) => Err(fault(&errno.into())),
+    }
+}
+
+/// Opens a file that may not be a link of any kind (B04).
+fn open(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)?;
+    let found = file.metadata()?;
+    if !found.is_file() || found.nlink() != 1 {
+        return Err(io::Error::other("not a regular file with one name"));
+    }
+    // The name may have been changed between open and fstat.
+    let named = fs::symlink_metadata(path)?;
+    if (named.dev(), named.ino()) != (found.dev(), found.ino()) {
+        return Err(io::Error::other(
+            "the file was replaced while it was opened",
+        ));
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn b01_the_file_has_the_pid_right_aligned_and_a_second_lock_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("master.pid");
+        assert_eq!(holder(&path), Ok(None));
+        let lock = take(&path, 77).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{:>32}\n", 77));
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(holder(&path), Ok(Some(77)));
+        let refused = take(&path, 78).unwrap_err().to_string();
+        assert_eq!(
+            refused,
+            format!(
+                "open lock file {}: unable to set exclusive lock: Resource temporarily unavailable",
+                path.display()
+            )
+        );
+        drop(lock);
+        assert_eq!(holder(&path), Ok(None));
+    }
+
+    #[test]
+    fn b04_links_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, soft, hard) = (
+            dir.path().join("target"),
+            dir.path().join("soft"),
+            dir.path().join("hard"),
+        );
+        fs::write(&target, "x").unwrap();
+        std::os::unix::fs::symlink(&target, &soft).unwrap();
+        fs::hard_link(&target, &hard).unwrap();
+        assert!(take(&soft, 1).is_err());
+        assert!(take(&hard, 1).is_err());
+        assert_eq!(fs::read_to_string(&target).unwrap(), "x");
+    }
+}
