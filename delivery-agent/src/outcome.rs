@@ -112,26 +112,15 @@ mod tests {
             reply: "451 4.7.1 later".to_owned(),
         };
         let text = serde_json::to_string(&outcome).unwrap();
-        assert_eq!(
-            text,
-            r#"{"what":"rejected_temp","relay":"[a]:587","reply":"451 4.7.1 later"}"#
-        );
+        assert_eq!(text, r#"{"what":"rejected_temp","relay":"[a]:587","reply":"451 4.7.1 later"}"#);
         assert_eq!(serde_json::from_str::<Outcome>(&text).unwrap(), outcome);
-        assert_eq!(
-            outcome.to_string(),
-            "relay=[a]:587, deferred (451 4.7.1 later)"
-        );
+        assert_eq!(outcome.to_string(), "relay=[a]:587, deferred (451 4.7.1 later)");
     }
 
     #[test]
     fn what_was_not_sent_has_no_relay() {
-        let outcome = Outcome::NotSent {
-            why: "every relay is down".to_owned(),
-        };
+        let outcome = Outcome::NotSent { why: "every relay is down".to_owned() };
         assert_eq!(outcome.relay(), None);
-        assert_eq!(
-            outcome.to_string(),
-            "relay=none, not sent (every relay is down)"
-        );
+        assert_eq!(outcome.to_string(), "relay=none, not sent (every relay is down)");
     }
 }

@@ -44,8 +44,8 @@ pub struct Rules {
     pub start_burst: u32,
     /// How many idle workers to keep without a client (0: Postfix's way, W07).
     pub min_spare: u32,
-    /// How long retired workers of a removed service have before SIGTERM, and then before SIGKILL.
-    pub stop_grace: (Duration, Duration),
+    /// How long workers have from SIGTERM to SIGKILL.
+    pub kill_time: Duration,
     /// Exactly Postfix's behaviour where ours differs.
     pub compat: bool,
 }
@@ -83,8 +83,8 @@ pub enum Event {
         /// Workers are to end when idle.
         retire: bool,
     },
-    /// The service is no more.
-    Remove,
+    /// The service is no more; its workers have this long before SIGTERM.
+    Remove(Duration),
     /// The operator asks to forget failures.
     Reset,
 }
@@ -181,10 +181,8 @@ impl Pool {
     #[must_use]
     pub fn new(rules: Rules) -> Self {
         // A seed of the name keeps services that fail together from coming back together.
-        let seed = rules
-            .name
-            .bytes()
-            .fold(0, |s: u64, b| s.wrapping_mul(31).wrapping_add(b.into()));
+        let seed =
+            rules.name.bytes().fold(0, |s: u64, b| s.wrapping_mul(31).wrapping_add(b.into()));
         Self {
             rules,
             workers: BTreeMap::new(),
@@ -222,11 +220,7 @@ impl Pool {
             Event::Status(id, availability) => self.status(id, availability),
             Event::Ended(id, exit) => self.ended(now, id, exit, out),
             Event::Tick => {}
-            Event::Reload {
-                rules,
-                changed,
-                retire,
-            } => {
+            Event::Reload { rules, changed, retire } => {
                 self.rules = rules;
                 if changed && !self.rules.compat {
                     self.throttle.clear();
@@ -235,9 +229,9 @@ impl Pool {
                     self.retire_all(out);
                 }
             }
-            Event::Remove => {
+            Event::Remove(grace) => {
                 self.retire_all(out);
-                self.stopping = Some(Stopping::Grace(now + self.rules.stop_grace.0));
+                self.stopping = Some(Stopping::Grace(now + grace));
             }
             Event::Reset => self.throttle.clear(),
         }
@@ -282,19 +276,14 @@ impl Pool {
     /// Whether the limit of workers is reached.
     #[must_use]
     pub fn at_limit(&self) -> bool {
-        self.rules
-            .max_proc
-            .is_some_and(|max| self.workers.len() >= max as usize)
+        self.rules.max_proc.is_some_and(|max| self.workers.len() >= max as usize)
     }
 
     /// Workers that are free for a client. One that was told to end is not counted on: it will see
     /// that before a client, and nobody must wait for it (W08).
     #[must_use]
     pub fn idle(&self) -> usize {
-        self.workers
-            .values()
-            .filter(|w| !w.busy && !w.retired)
-            .count()
+        self.workers.values().filter(|w| !w.busy && !w.retired).count()
     }
 
     /// The rule of listening (I01).
@@ -313,10 +302,7 @@ impl Pool {
         let burst = self.rules.start_burst as usize;
         idle == 0
             || idle < burst
-                && self
-                    .workers
-                    .values()
-                    .all(|w| w.busy || w.retired || !w.heard && w.served == 0)
+                && self.workers.values().all(|w| w.busy || w.retired || !w.heard && w.served == 0)
     }
 
     fn knock(&mut self, now: Time, out: &mut Vec<Action>) {
@@ -324,10 +310,7 @@ impl Pool {
         if !self.wants_listener() {
             return;
         }
-        let last = self
-            .rules
-            .max_proc
-            .is_some_and(|max| self.workers.len() + 1 >= max as usize);
+        let last = self.rules.max_proc.is_some_and(|max| self.workers.len() + 1 >= max as usize);
         if self.rules.stressable && last {
             if !self.stressed(now) {
                 self.retire_all(out);
@@ -341,19 +324,10 @@ impl Pool {
         let id = WorkerId(self.next_worker);
         self.next_worker += 1;
         self.stats.spawned += 1;
-        let worker = Worker {
-            pid: None,
-            busy: false,
-            retired: false,
-            served: 0,
-            born: now,
-            heard: false,
-        };
+        let worker =
+            Worker { pid: None, busy: false, retired: false, served: 0, born: now, heard: false };
         self.workers.insert(id, worker);
-        out.push(Action::Spawn(
-            id,
-            self.rules.stressable && self.stressed(now),
-        ));
+        out.push(Action::Spawn(id, self.rules.stressable && self.stressed(now)));
     }
 
     /// What a worker says is gossip: a state it is in already changes nothing (J05).
@@ -384,16 +358,8 @@ impl Pool {
         let told = self.stopping.is_some() && matches!(exit, Exit::Signal(libc::SIGTERM));
         if !normal && !told {
             out.push(Action::Log(match exit {
-                Exit::Status(status) => Notice::ExitStatus {
-                    path: path.clone(),
-                    pid,
-                    status,
-                },
-                Exit::Signal(signal) => Notice::KilledBySignal {
-                    path: path.clone(),
-                    pid,
-                    signal,
-                },
+                Exit::Status(status) => Notice::ExitStatus { path: path.clone(), pid, status },
+                Exit::Signal(signal) => Notice::KilledBySignal { path: path.clone(), pid, signal },
             }));
         }
         let unused = worker.served == 0 && !worker.retired && self.stopping.is_none();
@@ -427,9 +393,7 @@ impl Pool {
     fn settle(&mut self, now: Time, out: &mut Vec<Action>) {
         if self.throttle.until().is_some_and(|end| end <= now) {
             self.throttle.release();
-            out.push(Action::Log(Notice::DebugThrottleReleased {
-                path: self.rules.path.clone(),
-            }));
+            out.push(Action::Log(Notice::DebugThrottleReleased { path: self.rules.path.clone() }));
         }
         self.stop_step(now, out);
         while self.lacks_spare() {
@@ -471,7 +435,7 @@ impl Pool {
                     return;
                 }
                 Some(Stopping::Grace(end)) if end <= now => {
-                    self.stopping = Some(Stopping::Term(now + self.rules.stop_grace.1));
+                    self.stopping = Some(Stopping::Term(now + self.rules.kill_time));
                     Kill::Term
                 }
                 Some(Stopping::Term(end)) if end <= now => {
@@ -487,28 +451,17 @@ impl Pool {
     /// Clients wait although nobody is free: worth a line, now and then (I05, W25). A limit of one
     /// is a way of life, not a shortage.
     fn notice_limit(&mut self, now: Time, out: &mut Vec<Action>) {
-        let quiet = self
-            .limit_noticed
-            .is_some_and(|last| now.since(last) < PULSE);
+        let quiet = self.limit_noticed.is_some_and(|last| now.since(last) < PULSE);
         let counts = self.rules.max_proc.is_some_and(|max| max > 1)
             && (self.rules.stressable || !self.rules.compat);
         if quiet || !counts || !self.at_limit() || self.idle() > 0 || self.stopping.is_some() {
             return;
         }
         self.limit_noticed = Some(now);
-        let Rules {
-            ext_name,
-            name,
-            max_proc,
-            ..
-        } = &self.rules;
+        let Rules { ext_name, name, max_proc, .. } = &self.rules;
         let limit = max_proc.unwrap_or(0);
         let (ext_name, name) = (ext_name.clone(), name.clone());
-        out.push(Action::Log(Notice::ProcessLimit {
-            ext_name,
-            name,
-            limit,
-        }));
+        out.push(Action::Log(Notice::ProcessLimit { ext_name, name, limit }));
         out.push(Action::Log(Notice::ProcessLimitAdvice));
         out.push(Action::Log(Notice::ProcessLimitStress));
     }

@@ -42,12 +42,7 @@ impl Channel {
     pub fn pair() -> io::Result<(Self, OwnedFd)> {
         let flags = SockFlag::SOCK_CLOEXEC;
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
-        Ok((
-            Self {
-                fd: sys::set_high(ours)?,
-            },
-            sys::set_high(theirs)?,
-        ))
+        Ok((Self { fd: sys::set_high(ours)? }, sys::set_high(theirs)?))
     }
 
     /// Reads one message, without waiting.

@@ -11,48 +11,27 @@ pub const LETTERS: &str = "c:Dde:istvw";
 
 /// The options with the manual's text; `-t` and `-w` exclude what they say.
 pub const OPTIONS: &[(&str, &str)] = &[
-    (
-        "-c directory",
-        "Read main.cf and master.cf there. Workers find it in MAIL_CONFIG.",
-    ),
-    (
-        "-D",
-        "After initialization run debugger_command on the master itself.",
-    ),
+    ("-c directory", "Read main.cf and master.cf there. Workers find it in MAIL_CONFIG."),
+    ("-D", "After initialization run debugger_command on the master itself."),
     (
         "-d",
         "Do not become a session leader and leave standard input, output and error as they are; \
             workers get -d as well.",
     ),
-    (
-        "-e seconds",
-        "End after that time. Workers see it and end when idle.",
-    ),
-    (
-        "-i",
-        "Be process 1 of a container: standard output stays open, orphans are reaped.",
-    ),
-    (
-        "-s",
-        "Leave standard output open, for maillog_file = /dev/stdout.",
-    ),
+    ("-e seconds", "End after that time. Workers see it and end when idle."),
+    ("-i", "Be process 1 of a container: standard output stays open, orphans are reaped."),
+    ("-s", "Leave standard output open, for maillog_file = /dev/stdout."),
     (
         "-t",
         "Say whether a master runs: exit status 0 if none does, 1 if one does. Changes nothing.",
     ),
     ("-v", "Log more; workers get -v as well."),
-    (
-        "-w",
-        "Wait until the master serves or has failed; reasons are printed on standard error.",
-    ),
+    ("-w", "Wait until the master serves or has failed; reasons are printed on standard error."),
 ];
 
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is one letter of the command line"
-)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one letter of the command line")]
 pub struct Options {
     /// `-c`
     pub config: Option<PathBuf>,
@@ -92,9 +71,8 @@ impl Options {
                 'd' => options.debug = true,
                 'e' => {
                     let text = getopt::text(value);
-                    let seconds = text
-                        .parse()
-                        .map_err(|_| format!("-e: not a number of seconds: {text}"))?;
+                    let seconds =
+                        text.parse().map_err(|_| format!("-e: not a number of seconds: {text}"))?;
                     options.exit_after = Some(Duration::from_secs(seconds));
                 }
                 'i' => options.init = true,
@@ -136,9 +114,7 @@ mod tests {
         assert!(o.verbose && o.stdout && !o.test);
         assert_eq!(o.config, Some(PathBuf::from("/x")));
         assert_eq!(o.exit_after, Some(Duration::from_secs(5)));
-        for bad in [
-            "-x", "operand", "-c", "-e x", "-t -w", "-i -d", "-i -w", "-iD",
-        ] {
+        for bad in ["-x", "operand", "-c", "-e x", "-t -w", "-i -d", "-i -w", "-iD"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }
@@ -148,9 +124,7 @@ mod tests {
         for letter in LETTERS.chars().filter(|&c| c != ':') {
             let option = format!("-{letter}");
             assert!(
-                OPTIONS
-                    .iter()
-                    .any(|(name, _)| name.split(' ').next() == Some(&option)),
+                OPTIONS.iter().any(|(name, _)| name.split(' ').next() == Some(&option)),
                 "{option}"
             );
         }

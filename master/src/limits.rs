@@ -12,56 +12,16 @@ use worker_proto::main_cf::MainCf;
 
 /// What can be set, by the end of the parameter's name, with the manual's text.
 pub const SETTINGS: &[(Setting, &str, &str)] = &[
-    (
-        Setting::Rlimit(Resource::AddressSpace),
-        "rlimit_as",
-        "Virtual memory, in bytes.",
-    ),
-    (
-        Setting::Rlimit(Resource::Core),
-        "rlimit_core",
-        "Size of a core file, in bytes.",
-    ),
-    (
-        Setting::Rlimit(Resource::Cpu),
-        "rlimit_cpu",
-        "Processor time, in seconds.",
-    ),
-    (
-        Setting::Rlimit(Resource::Data),
-        "rlimit_data",
-        "Data segment, in bytes.",
-    ),
-    (
-        Setting::Rlimit(Resource::FileSize),
-        "rlimit_fsize",
-        "Size of a file it writes, in bytes.",
-    ),
-    (
-        Setting::Rlimit(Resource::Memlock),
-        "rlimit_memlock",
-        "Locked memory, in bytes.",
-    ),
-    (
-        Setting::Rlimit(Resource::OpenFiles),
-        "rlimit_nofile",
-        "Open files.",
-    ),
-    (
-        Setting::Rlimit(Resource::Processes),
-        "rlimit_nproc",
-        "Processes of its user.",
-    ),
-    (
-        Setting::Rlimit(Resource::Stack),
-        "rlimit_stack",
-        "Stack, in bytes.",
-    ),
-    (
-        Setting::Nice,
-        "nice",
-        "Scheduling priority, from -20 to 19 (setpriority(2)).",
-    ),
+    (Setting::Rlimit(Resource::AddressSpace), "rlimit_as", "Virtual memory, in bytes."),
+    (Setting::Rlimit(Resource::Core), "rlimit_core", "Size of a core file, in bytes."),
+    (Setting::Rlimit(Resource::Cpu), "rlimit_cpu", "Processor time, in seconds."),
+    (Setting::Rlimit(Resource::Data), "rlimit_data", "Data segment, in bytes."),
+    (Setting::Rlimit(Resource::FileSize), "rlimit_fsize", "Size of a file it writes, in bytes."),
+    (Setting::Rlimit(Resource::Memlock), "rlimit_memlock", "Locked memory, in bytes."),
+    (Setting::Rlimit(Resource::OpenFiles), "rlimit_nofile", "Open files."),
+    (Setting::Rlimit(Resource::Processes), "rlimit_nproc", "Processes of its user."),
+    (Setting::Rlimit(Resource::Stack), "rlimit_stack", "Stack, in bytes."),
+    (Setting::Nice, "nice", "Scheduling priority, from -20 to 19 (setpriority(2))."),
     (
         Setting::OomScore,
         "oom_score_adj",
@@ -77,11 +37,7 @@ pub const SETTINGS: &[(Setting, &str, &str)] = &[
         "cgroup_memory_max",
         "Memory of all its processes, in bytes, below cgroup_root.",
     ),
-    (
-        Setting::CgroupPids,
-        "cgroup_pids_max",
-        "Number of all its processes, below cgroup_root.",
-    ),
+    (Setting::CgroupPids, "cgroup_pids_max", "Number of all its processes, below cgroup_root."),
 ];
 
 /// A thing that can be limited.
@@ -139,10 +95,7 @@ pub enum Value {
 /// The start of the names of a service's own parameters.
 #[must_use]
 pub fn parameter_prefix(service: &str) -> String {
-    service
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
-        .collect()
+    service.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
 }
 
 /// Reads the limits of a service.
@@ -163,33 +116,20 @@ pub fn read(main_cf: &MainCf, service: &str) -> Result<Vec<Limit>, Vec<Diagnosti
             }
         };
         match setting.parse(&value.text) {
-            Ok(Some(parsed)) => limits.push(Limit {
-                setting: *setting,
-                value: parsed,
-            }),
+            Ok(Some(parsed)) => limits.push(Limit { setting: *setting, value: parsed }),
             Ok(None) => {}
             Err(help) => errors.push(
-                value
-                    .error(format!("parameter {name}: bad value: \"{}\"", value.text))
-                    .help(help),
+                value.error(format!("parameter {name}: bad value: \"{}\"", value.text)).help(help),
             ),
         }
     }
-    if errors.is_empty() {
-        Ok(limits)
-    } else {
-        Err(errors)
-    }
+    if errors.is_empty() { Ok(limits) } else { Err(errors) }
 }
 
 /// The limits as one word, for the second stage's command line.
 #[must_use]
 pub fn to_word(limits: &[Limit]) -> String {
-    limits
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(",")
+    limits.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
 /// Reads the word back.
@@ -197,19 +137,13 @@ pub fn to_word(limits: &[Limit]) -> String {
 /// # Errors
 /// The part that is no limit.
 pub fn from_word(word: &str) -> Result<Vec<Limit>, String> {
-    word.split(',')
-        .filter(|part| !part.is_empty())
-        .map(str::parse)
-        .collect()
+    word.split(',').filter(|part| !part.is_empty()).map(str::parse).collect()
 }
 
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bound = |b: Option<u64>| b.map_or_else(|| "unlimited".to_owned(), |n| n.to_string());
-        let suffix = SETTINGS
-            .iter()
-            .find(|row| row.0 == self.setting)
-            .map_or("", |row| row.1);
+        let suffix = SETTINGS.iter().find(|row| row.0 == self.setting).map_or("", |row| row.1);
         match self.value {
             Value::Bounds(soft, hard) => write!(f, "{suffix}={}:{}", bound(soft), bound(hard)),
             Value::Number(n) => write!(f, "{suffix}={n}"),
@@ -224,15 +158,9 @@ impl FromStr for Limit {
     fn from_str(part: &str) -> Result<Self, String> {
         let bad = || format!("no limit: \"{part}\"");
         let (suffix, text) = part.split_once('=').ok_or_else(bad)?;
-        let row = SETTINGS
-            .iter()
-            .find(|row| row.1 == suffix)
-            .ok_or_else(bad)?;
+        let row = SETTINGS.iter().find(|row| row.1 == suffix).ok_or_else(bad)?;
         let value = row.0.parse(text)?.ok_or_else(bad)?;
-        Ok(Self {
-            setting: row.0,
-            value,
-        })
+        Ok(Self { setting: row.0, value })
     }
 }
 

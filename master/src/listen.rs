@@ -53,10 +53,7 @@ impl Listener {
             }),
         }?;
         let fd = sys::set_high(fd).map_err(|e| Fault::io("dup", &e))?;
-        Ok(Self {
-            endpoint: endpoint.clone(),
-            fd,
-        })
+        Ok(Self { endpoint: endpoint.clone(), fd })
     }
 
     /// Where it listens.
@@ -95,11 +92,7 @@ impl AsFd for Listener {
 }
 
 fn inet(address: SocketAddr, backlog: u32) -> io::Result<OwnedFd> {
-    let family = if address.is_ipv4() {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
-    };
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(family, SockType::Stream, flags, None)?;
     if address.is_ipv6() {
@@ -153,10 +146,6 @@ fn remove(path: &str) -> io::Result<()> {
 }
 
 fn queue_length(backlog: u32) -> nix::Result<Backlog> {
-    Backlog::new(
-        i32::try_from(backlog)
-            .unwrap_or(i32::MAX)
-            .min(i32::from(u16::MAX)),
-    )
-    .or(Ok(Backlog::MAXCONN))
+    Backlog::new(i32::try_from(backlog).unwrap_or(i32::MAX).min(i32::from(u16::MAX)))
+        .or(Ok(Backlog::MAXCONN))
 }

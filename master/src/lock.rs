@@ -29,10 +29,7 @@ pub fn take(path: &Path, pid: u32) -> Result<Lock, Fault> {
     let file = open(path).map_err(|e| Fault::io(subject(), &e))?;
     let file = sys::set_high(OwnedFd::from(file)).map_err(|e| Fault::io(subject(), &e))?;
     let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
-        Fault::io(
-            format!("{}: unable to set exclusive lock", subject()),
-            &errno.into(),
-        )
+        Fault::io(format!("{}: unable to set exclusive lock", subject()), &errno.into())
     })?;
     let write = || -> io::Result<()> {
         let mut file = File::from(file.try_clone()?);
@@ -80,9 +77,7 @@ fn open(path: &Path) -> io::Result<File> {
     // The name may have been changed between open and fstat.
     let named = fs::symlink_metadata(path)?;
     if (named.dev(), named.ino()) != (found.dev(), found.ino()) {
-        return Err(io::Error::other(
-            "the file was replaced while it was opened",
-        ));
+        return Err(io::Error::other("the file was replaced while it was opened"));
     }
     Ok(file)
 }
@@ -115,11 +110,8 @@ mod tests {
     #[test]
     fn b04_links_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let (target, soft, hard) = (
-            dir.path().join("target"),
-            dir.path().join("soft"),
-            dir.path().join("hard"),
-        );
+        let (target, soft, hard) =
+            (dir.path().join("target"), dir.path().join("soft"), dir.path().join("hard"));
         fs::write(&target, "x").unwrap();
         std::os::unix::fs::symlink(&target, &soft).unwrap();
         fs::hard_link(&target, &hard).unwrap();

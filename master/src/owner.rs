@@ -26,10 +26,7 @@ impl Owner {
             Ok(Some(user)) if user.uid.is_root() => {
                 Err(Fault::new(subject, "must not be the superuser"))
             }
-            Ok(Some(user)) => Ok(Self {
-                uid: user.uid,
-                gid: user.gid,
-            }),
+            Ok(Some(user)) => Ok(Self { uid: user.uid, gid: user.gid }),
             Ok(None) => Err(Fault::new(subject, "no such account")),
             Err(errno) => Err(Fault::io(subject, &errno.into())),
         }
@@ -41,10 +38,7 @@ impl Owner {
         if !geteuid().is_root() {
             return work();
         }
-        let _guard = Guard {
-            uid: geteuid(),
-            gid: getegid(),
-        };
+        let _guard = Guard { uid: geteuid(), gid: getegid() };
         // Root can take any id; should that fail, the work is done as root and its files are root's.
         let _ = setegid(self.gid).and_then(|()| seteuid(self.uid));
         work()

@@ -43,12 +43,8 @@ pub fn plan(def: &ServiceDef, daemon_directory: &Path, flags: Flags) -> Plan {
         push(&["-n", &def.ext_name]);
     }
     push(&["-t", def.key.transport.name()]);
-    let switches = [
-        (flags.debug, "-d"),
-        (flags.verbose, "-v"),
-        (def.unprivileged, "-u"),
-        (def.chroot, "-c"),
-    ];
+    let switches =
+        [(flags.debug, "-d"), (flags.verbose, "-v"), (def.unprivileged, "-u"), (def.chroot, "-c")];
     for (_, letter) in switches.into_iter().filter(|(on, _)| *on) {
         push(&[letter]);
     }
@@ -114,10 +110,7 @@ mod tests {
 
     fn def() -> ServiceDef {
         ServiceDef {
-            key: Key {
-                transport: Transport::Inet,
-                name: "2525".to_owned(),
-            },
+            key: Key { transport: Transport::Inet, name: "2525".to_owned() },
             ext_name: "2525".to_owned(),
             private: false,
             unprivileged: true,
@@ -135,30 +128,20 @@ mod tests {
 
     fn words(def: &ServiceDef, flags: Flags) -> String {
         let plan = plan(def, Path::new("/d"), flags);
-        let words: Vec<_> = plan
-            .args
-            .iter()
-            .map(|a| String::from_utf8_lossy(a))
-            .collect();
+        let words: Vec<_> = plan.args.iter().map(|a| String::from_utf8_lossy(a)).collect();
         words.join("|")
     }
 
     #[test]
     fn f01_the_order_of_arguments() {
-        let flags = Flags {
-            debug: true,
-            verbose: true,
-        };
+        let flags = Flags { debug: true, verbose: true };
         assert_eq!(
             words(&def(), flags),
             "smtpd|-n|2525|-t|inet|-d|-v|-u|-c|-o|stress=yes|-s|2|-o|x = y  z"
         );
         assert_eq!(plan(&def(), Path::new("/d"), flags).stress, Some(10));
         let single = ServiceDef {
-            key: Key {
-                transport: Transport::Unix,
-                name: "private/qmgr".to_owned(),
-            },
+            key: Key { transport: Transport::Unix, name: "private/qmgr".to_owned() },
             ext_name: "qmgr".to_owned(),
             command: "sub/qmgr".to_owned(),
             max_proc: Some(1),
@@ -168,46 +151,24 @@ mod tests {
             ..def()
         };
         assert_eq!(words(&single, Flags::default()), "sub/qmgr|-l|-t|unix|-u");
-        assert_eq!(
-            plan(&single, Path::new("/d"), Flags::default()).path,
-            b"/d/sub/qmgr"
-        );
-        let free = ServiceDef {
-            max_proc: None,
-            unprivileged: false,
-            ..single
-        };
+        assert_eq!(plan(&single, Path::new("/d"), Flags::default()).path, b"/d/sub/qmgr");
+        let free = ServiceDef { max_proc: None, unprivileged: false, ..single };
         assert_eq!(words(&free, Flags::default()), "sub/qmgr|-z|-t|unix");
     }
 
     #[test]
     fn f02_public_services_with_a_limit_above_one_are_told_of_stress() {
         let pass = ServiceDef {
-            key: Key {
-                transport: Transport::Pass,
-                name: "private/smtpd".to_owned(),
-            },
+            key: Key { transport: Transport::Pass, name: "private/smtpd".to_owned() },
             endpoints: vec![Endpoint::Path("private/smtpd".to_owned())],
             ..def()
         };
-        assert!(
-            plan(&pass, Path::new("/d"), Flags::default())
-                .stress
-                .is_some()
-        );
-        let loopback = ServiceDef {
-            endpoints: vec![Endpoint::Inet("127.0.0.1:1".parse().unwrap())],
-            ..def()
-        };
+        assert!(plan(&pass, Path::new("/d"), Flags::default()).stress.is_some());
+        let loopback =
+            ServiceDef { endpoints: vec![Endpoint::Inet("127.0.0.1:1".parse().unwrap())], ..def() };
         for def in [
-            ServiceDef {
-                max_proc: Some(1),
-                ..def()
-            },
-            ServiceDef {
-                max_proc: None,
-                ..def()
-            },
+            ServiceDef { max_proc: Some(1), ..def() },
+            ServiceDef { max_proc: None, ..def() },
             loopback,
         ] {
             assert_eq!(plan(&def, Path::new("/d"), Flags::default()).stress, None);
@@ -218,10 +179,7 @@ mod tests {
     fn a15_the_environment_is_what_is_imported() {
         let lookup = |name: &str| (name == "TZ").then(|| OsString::from("UTC"));
         let got = environment("TZ, LANG=C {A = b c} HOME TZ", &lookup);
-        let got: Vec<_> = got
-            .iter()
-            .map(|(n, v)| format!("{n}={}", v.to_string_lossy()))
-            .collect();
+        let got: Vec<_> = got.iter().map(|(n, v)| format!("{n}={}", v.to_string_lossy())).collect();
         assert_eq!(got, ["LANG=C", "A=b c", "TZ=UTC"]);
     }
 }

@@ -45,10 +45,7 @@ impl Signals {
         let mut bytes = [0; 64];
         // Emptied first: a signal that comes in between is seen now or wakes the loop again.
         while self.wake.read(&mut bytes).is_ok_and(|n| n > 0) {}
-        let raised = self
-            .flags
-            .iter()
-            .filter(|(_, flag)| flag.swap(false, Ordering::SeqCst));
+        let raised = self.flags.iter().filter(|(_, flag)| flag.swap(false, Ordering::SeqCst));
         raised.map(|(signal, _)| *signal).collect()
     }
 }

@@ -46,11 +46,7 @@ pub fn parse(text: &str, context: &Context<'_>) -> (Vec<ServiceDef>, Vec<Diagnos
     let mut defs: Vec<ServiceDef> = Vec::new();
     let mut seen: HashMap<Key, usize> = HashMap::new();
     for line in logical::lines(text) {
-        let mut reader = Line {
-            line: &line,
-            context,
-            diagnostics: &mut diagnostics,
-        };
+        let mut reader = Line { line: &line, context, diagnostics: &mut diagnostics };
         let Some(def) = reader.service() else {
             continue;
         };
@@ -143,12 +139,7 @@ impl Line<'_, '_> {
         let (name, endpoints) = if transport == Transport::Inet {
             if private {
                 let help = "write n in the third column: anybody can reach a TCP port".to_owned();
-                self.complain(
-                    at(2),
-                    "inet service cannot be private".to_owned(),
-                    help,
-                    false,
-                );
+                self.complain(at(2), "inet service cannot be private".to_owned(), help, false);
             }
             self.inet(&text, at(0)).ok()?
         } else {
@@ -176,12 +167,7 @@ impl Line<'_, '_> {
             return text;
         };
         let message = "text after null byte may be ignored".to_owned();
-        self.complain(
-            end..end + 1,
-            message,
-            "remove the null byte".to_owned(),
-            true,
-        );
+        self.complain(end..end + 1, message, "remove the null byte".to_owned(), true);
         &self.line.text[..end]
     }
 
@@ -191,12 +177,7 @@ impl Line<'_, '_> {
             return self.no_default(at, 1);
         }
         word.parse().map_err(|help| {
-            self.complain(
-                at,
-                format!("bad transport type: {word}"),
-                format!("{help}"),
-                false,
-            );
+            self.complain(at, format!("bad transport type: {word}"), format!("{help}"), false);
             Bad
         })
     }
@@ -253,22 +234,14 @@ impl Line<'_, '_> {
         digits: &str,
         help: &str,
     ) -> Result<u32, Bad> {
-        let end = digits
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(digits.len());
-        let Some(number) = digits[..end]
-            .parse::<i32>()
-            .ok()
-            .and_then(|n| u32::try_from(n).ok())
+        let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+        let Some(number) = digits[..end].parse::<i32>().ok().and_then(|n| u32::try_from(n).ok())
         else {
             self.complain(at, bad_value(column, word), help.to_owned(), false);
             return Err(Bad);
         };
         if end < digits.len() && !self.context.compat {
-            let message = format!(
-                "field \"{}\": \"{word}\" is read as {number}",
-                COLUMNS[column]
-            );
+            let message = format!("field \"{}\": \"{word}\" is read as {number}", COLUMNS[column]);
             self.complain(at, message, help.to_owned(), true);
         }
         Ok(number)
@@ -279,12 +252,7 @@ impl Line<'_, '_> {
             "-" => self.no_default(at, 7),
             word if climbs(word) => {
                 let message = format!("field \"command\": \"{word}\" leaves the daemon directory");
-                self.complain(
-                    at,
-                    message,
-                    "a program below daemon_directory".to_owned(),
-                    false,
-                );
+                self.complain(at, message, "a program below daemon_directory".to_owned(), false);
                 Err(Bad)
             }
             word => Ok(word.to_owned()),
@@ -300,11 +268,7 @@ impl Line<'_, '_> {
     }
 
     fn inet(&mut self, text: &str, at: Range<usize>) -> Result<(String, Vec<Endpoint>), Bad> {
-        let found = inet::read(
-            &text[at.clone()],
-            self.context.interfaces,
-            self.context.resolver,
-        );
+        let found = inet::read(&text[at.clone()], self.context.interfaces, self.context.resolver);
         found.map_err(|(message, help)| {
             self.complain(at, message, help.to_owned(), false);
             Bad
@@ -320,10 +284,7 @@ impl Line<'_, '_> {
         let word = &text[at.clone()];
         let name = format!("{}/{word}", if private { "private" } else { "public" });
         let problem = if climbs(word) {
-            Some((
-                format!("service name \"{word}\" leaves the queue directory"),
-                "a plain name",
-            ))
+            Some((format!("service name \"{word}\" leaves the queue directory"), "a plain name"))
         } else if name.len() > MAX_PATH {
             let message = format!("service name \"{word}\" is too long for a socket");
             Some((message, "at most 99 characters"))
@@ -342,19 +303,13 @@ impl Line<'_, '_> {
     fn no_default<T>(&mut self, at: Range<usize>, column: usize) -> Result<T, Bad> {
         let name = COLUMNS[column];
         let help = format!("write the {name}");
-        self.complain(
-            at,
-            format!("field \"{name}\" has no default value"),
-            help,
-            false,
-        );
+        self.complain(at, format!("field \"{name}\" has no default value"), help, false);
         Err(Bad)
     }
 
     fn complain(&mut self, at: Range<usize>, message: String, help: String, warning: bool) {
         let error = self.line.error(self.context.file, at, message).help(help);
-        self.diagnostics
-            .push(if warning { error.warning() } else { error });
+        self.diagnostics.push(if warning { error.warning() } else { error });
     }
 }
 

@@ -20,10 +20,7 @@ impl<K: Copy + Ord + Hash> Timers<K> {
     /// None set.
     #[must_use]
     pub fn new() -> Self {
-        Self {
-            heap: BinaryHeap::new(),
-            current: HashMap::new(),
-        }
+        Self { heap: BinaryHeap::new(), current: HashMap::new() }
     }
 
     /// Sets, moves or cancels an owner's deadline.

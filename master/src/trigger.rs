@@ -52,11 +52,7 @@ pub fn wake(
                     std::net::Ipv6Addr::LOCALHOST.into()
                 });
             }
-            let family = if to.is_ipv4() {
-                AddressFamily::Inet
-            } else {
-                AddressFamily::Inet6
-            };
+            let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
             let fd = stream(family)?;
             match connect(fd.as_raw_fd(), &SockaddrStorage::from(to)) {
                 Ok(()) => {}
@@ -90,13 +86,7 @@ impl Trigger {
 
 fn request(fd: &OwnedFd) -> io::Result<()> {
     // Two bytes fit into the empty buffer of a new connection.
-    sendmsg::<()>(
-        fd.as_raw_fd(),
-        &[IoSlice::new(&REQUEST)],
-        &[],
-        MsgFlags::MSG_NOSIGNAL,
-        None,
-    )?;
+    sendmsg::<()>(fd.as_raw_fd(), &[IoSlice::new(&REQUEST)], &[], MsgFlags::MSG_NOSIGNAL, None)?;
     Ok(())
 }
 
@@ -116,10 +106,7 @@ fn dial(path: &str) -> io::Result<OwnedFd> {
 fn fifo(path: &str, owner: Owner) -> io::Result<()> {
     let mut file = owner.run(|| {
         let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
-        OpenOptions::new()
-            .write(true)
-            .custom_flags(flags)
-            .open(path)
+        OpenOptions::new().write(true).custom_flags(flags).open(path)
     })?;
     file.write_all(&REQUEST[..1])
 }
@@ -131,12 +118,6 @@ fn pass(path: &str) -> io::Result<Trigger> {
     nix::unistd::write(&write, &REQUEST)?;
     let handed = [read.as_raw_fd()];
     let rights = [ControlMessage::ScmRights(&handed)];
-    sendmsg::<()>(
-        fd.as_raw_fd(),
-        &[IoSlice::new(&[0])],
-        &rights,
-        MsgFlags::MSG_NOSIGNAL,
-        None,
-    )?;
+    sendmsg::<()>(fd.as_raw_fd(), &[IoSlice::new(&[0])], &rights, MsgFlags::MSG_NOSIGNAL, None)?;
     Ok(Trigger { fd, unsent: false })
 }

@@ -18,10 +18,7 @@ impl Alarm {
     /// The timer of a service that starts, or is read again, now.
     #[must_use]
     pub fn new(now: Time, wakeup: Option<Wakeup>) -> Self {
-        Self {
-            wakeup,
-            next: wakeup.filter(|w| !w.conditional).map(|_| now),
-        }
+        Self { wakeup, next: wakeup.filter(|w| !w.conditional).map(|_| now) }
     }
 
     /// A worker was started.
@@ -63,10 +60,7 @@ mod tests {
     }
 
     fn wakeup(conditional: bool) -> Option<Wakeup> {
-        Some(Wakeup {
-            period: Duration::from_secs(60),
-            conditional,
-        })
+        Some(Wakeup { period: Duration::from_secs(60), conditional })
     }
 
     #[test]

@@ -52,9 +52,7 @@ impl FromStr for Generation {
         if text.is_empty() || !text.bytes().all(|b| (b'0'..=b'7').contains(&b)) {
             return Err(BadGeneration);
         }
-        u32::from_str_radix(text, 8)
-            .map(Self)
-            .map_err(|_| BadGeneration)
+        u32::from_str_radix(text, 8).map(Self).map_err(|_| BadGeneration)
     }
 }
 
@@ -85,13 +83,7 @@ pub enum Transport {
 
 impl Transport {
     /// Every transport, in the order of the manual.
-    pub const ALL: [Self; 5] = [
-        Self::Inet,
-        Self::Unix,
-        Self::UnixDgram,
-        Self::Fifo,
-        Self::Pass,
-    ];
+    pub const ALL: [Self; 5] = [Self::Inet, Self::Unix, Self::UnixDgram, Self::Fifo, Self::Pass];
 
     /// The word in master.cf and after the worker option `-t`.
     #[must_use]
@@ -118,10 +110,7 @@ impl FromStr for Transport {
     /// # Errors
     /// The text is no transport; upper case counts as another word.
     fn from_str(text: &str) -> Result<Self, BadTransport> {
-        Self::ALL
-            .into_iter()
-            .find(|t| t.name() == text)
-            .ok_or(BadTransport)
+        Self::ALL.into_iter().find(|t| t.name() == text).ok_or(BadTransport)
     }
 }
 

@@ -64,12 +64,7 @@ impl fmt::Display for Time {
 
 /// Reads the wall clock, as time since 1970-01-01 00:00:00 UTC; zero if it is set earlier.
 #[must_use]
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the one place where wall time enters"
-)]
+#[expect(clippy::disallowed_methods, reason = "the one place where wall time enters")]
 pub fn wall() -> Duration {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }

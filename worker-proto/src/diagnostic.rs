@@ -140,19 +140,13 @@ impl Fault {
     /// `open /x/master.pid` failed, because of `cause`.
     #[must_use]
     pub fn new(subject: impl Into<String>, cause: impl fmt::Display) -> Self {
-        Self {
-            subject: subject.into(),
-            cause: cause.to_string(),
-        }
+        Self { subject: subject.into(), cause: cause.to_string() }
     }
 
     /// The same for an error of the system, in strerror(3)'s words without a number.
     #[must_use]
     pub fn io(subject: impl Into<String>, cause: &io::Error) -> Self {
-        Self {
-            subject: subject.into(),
-            cause: errno_text(cause),
-        }
+        Self { subject: subject.into(), cause: errno_text(cause) }
     }
 }
 
@@ -181,10 +175,7 @@ mod tests {
             "field \"wakeup\": bad value: \"sööner\"",
         )
         .help("a number of seconds, with \"?\" to wait for the first use");
-        assert_eq!(
-            format!("{d}"),
-            "etc/master.cf:12:21: field \"wakeup\": bad value: \"sööner\""
-        );
+        assert_eq!(format!("{d}"), "etc/master.cf:12:21: field \"wakeup\": bad value: \"sööner\"");
         assert_eq!(
             format!("{d:#}"),
             "etc/master.cf:12:21: field \"wakeup\": bad value: \"sööner\"\n   |\n12 | \

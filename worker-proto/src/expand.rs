@@ -217,17 +217,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_expanded() {
-        for bad in [
-            "$",
-            "$ a",
-            "${a",
-            "${}",
-            "${a!b}",
-            "${a?{x}y}",
-            "${a:{x}y}",
-            "$loop",
-            "$double",
-        ] {
+        for bad in
+            ["$", "$ a", "${a", "${}", "${a!b}", "${a?{x}y}", "${a:{x}y}", "$loop", "$double"]
+        {
             assert!(ex(bad).is_err(), "{bad}");
         }
     }

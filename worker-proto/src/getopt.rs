@@ -47,9 +47,7 @@ pub fn parse(letters: &str, words: impl IntoIterator<Item = OsString>) -> Result
             let value = if at < bytes.len() {
                 OsStr::from_bytes(&bytes[at..]).to_owned()
             } else {
-                words
-                    .next()
-                    .ok_or_else(|| format!("option requires an argument -- '{letter}'"))?
+                words.next().ok_or_else(|| format!("option requires an argument -- '{letter}'"))?
             };
             parsed.options.push((letter, Some(value)));
             break;
@@ -74,29 +72,15 @@ mod tests {
         let mut words: Vec<_> = parsed
             .options
             .into_iter()
-            .map(|(c, v)| {
-                if v.is_some() {
-                    format!("{c}={}", text(v))
-                } else {
-                    c.to_string()
-                }
-            })
+            .map(|(c, v)| if v.is_some() { format!("{c}={}", text(v)) } else { c.to_string() })
             .collect();
-        words.extend(
-            parsed
-                .operands
-                .into_iter()
-                .map(|o| format!("[{}]", text(Some(o)))),
-        );
+        words.extend(parsed.operands.into_iter().map(|o| format!("[{}]", text(Some(o)))));
         Ok(words.join(" "))
     }
 
     #[test]
     fn letters_values_and_operands() {
-        assert_eq!(
-            run("c:dv", "-dv -c x -cy z -v").as_deref(),
-            Ok("d v c=x c=y [z] [-v]")
-        );
+        assert_eq!(run("c:dv", "-dv -c x -cy z -v").as_deref(), Ok("d v c=x c=y [z] [-v]"));
         assert_eq!(run("c:dv", "-vc -- -- -d").as_deref(), Ok("v c=-- [-d]"));
         assert_eq!(run("c:", "-").as_deref(), Ok("[-]"));
     }
@@ -105,9 +89,6 @@ mod tests {
     fn what_is_wrong_is_said() {
         assert_eq!(run("c:", "-x"), Err("invalid option -- 'x'".to_owned()));
         assert_eq!(run("c:", "-:"), Err("invalid option -- ':'".to_owned()));
-        assert_eq!(
-            run("c:", "-c"),
-            Err("option requires an argument -- 'c'".to_owned())
-        );
+        assert_eq!(run("c:", "-c"), Err("option requires an argument -- 'c'".to_owned()));
     }
 }

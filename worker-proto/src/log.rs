@@ -89,12 +89,7 @@ pub fn init(tag: &str, verbose: bool, sink: &Sink) -> Result<(), Fault> {
         Ok(stream) => (stream, None),
         Err(fault) => (Stream::Stderr, Some(fault)),
     };
-    let output = Output {
-        tag: tag.to_owned(),
-        sink: sink.clone(),
-        stream,
-        tee: false,
-    };
+    let output = Output { tag: tag.to_owned(), sink: sink.clone(), stream, tee: false };
     match OUTPUT.get() {
         Some(present) => *present.lock().unwrap_or_else(PoisonError::into_inner) = output,
         None => {
@@ -141,11 +136,7 @@ pub fn log_panics() {
 }
 
 fn install(verbose: bool) {
-    let level = if verbose {
-        LevelFilter::Debug
-    } else {
-        LevelFilter::Info
-    };
+    let level = if verbose { LevelFilter::Debug } else { LevelFilter::Info };
     env_logger::Builder::new()
         .filter_level(level)
         .format(|out, record| out.write_all(&line(record)))
@@ -281,11 +272,7 @@ mod tests {
     fn a_record_is_one_line_with_its_severity() {
         let text = |target, level, text: &str| {
             let args = format_args!("{text}");
-            let record = Record::builder()
-                .target(target)
-                .level(level)
-                .args(args)
-                .build();
+            let record = Record::builder().target(target).level(level).args(args).build();
             String::from_utf8(line(&record)).unwrap()
         };
         assert_eq!(text("x", Level::Info, "a"), "6a");

@@ -39,14 +39,7 @@ impl Logical<'_> {
         // A range that ends where a line does belongs to that line, hence `<` and not `<=`.
         let piece = self.pieces.iter().rev().find(|p| p.start < at.start.max(1));
         let (line, source, start) = piece.map_or((0, "", 0), |p| (p.line, p.source, p.start));
-        Diagnostic::error(
-            file,
-            line,
-            source,
-            at.start - start,
-            at.end - start,
-            message,
-        )
+        Diagnostic::error(file, line, source, at.start - start, at.end - start, message)
     }
 }
 
@@ -64,19 +57,11 @@ pub fn lines(text: &str) -> impl Iterator<Item = Logical<'_>> {
         let mut entry = Logical {
             text: first.to_owned(),
             orphan: starts_blank(first),
-            pieces: vec![Piece {
-                start: 0,
-                line,
-                source: first,
-            }],
+            pieces: vec![Piece { start: 0, line, source: first }],
         };
         if !entry.orphan {
             while let Some((more, line)) = rest.next_if(|(l, _)| starts_blank(l)) {
-                entry.pieces.push(Piece {
-                    start: entry.text.len(),
-                    line,
-                    source: more,
-                });
+                entry.pieces.push(Piece { start: entry.text.len(), line, source: more });
                 entry.text.push_str(more);
             }
         }
@@ -104,11 +89,7 @@ mod tests {
         let got: Vec<_> = lines("  x\n  y\nz\n").map(|l| (l.orphan, l.text)).collect();
         assert_eq!(
             got,
-            [
-                (true, "  x".to_owned()),
-                (true, "  y".to_owned()),
-                (false, "z".to_owned())
-            ]
+            [(true, "  x".to_owned()), (true, "  y".to_owned()), (false, "z".to_owned())]
         );
     }
 
@@ -117,10 +98,7 @@ mod tests {
         let entry = lines("a\n  bad c\n").next().unwrap();
         let start = entry.text.find("bad").unwrap();
         let d = entry.error("f", start..start + 3, "no");
-        assert_eq!(
-            (d.line, d.column, d.width, d.source.as_str()),
-            (2, 3, 3, "  bad c")
-        );
+        assert_eq!((d.line, d.column, d.width, d.source.as_str()), (2, 3, 3, "  bad c"));
         let d = entry.error("f", 0..1, "no");
         assert_eq!((d.line, d.column), (1, 1));
         let d = entry.error("f", entry.text.len()..entry.text.len(), "missing");

@@ -45,10 +45,7 @@ impl Value {
     /// An error about this value.
     #[must_use]
     pub fn error(&self, message: impl Into<String>) -> Diagnostic {
-        Diagnostic {
-            message: message.into(),
-            ..self.place.clone()
-        }
+        Diagnostic { message: message.into(), ..self.place.clone() }
     }
 }
 
@@ -63,19 +60,14 @@ impl MainCf {
         let name = path.display().to_string();
         let bytes = fs::read(&path).map_err(|e| Fault::io(format!("open {name}"), &e))?;
         let (mut main_cf, diagnostics) = Self::parse(&name, &String::from_utf8_lossy(&bytes));
-        main_cf
-            .builtins
-            .insert("config_directory", directory.display().to_string());
+        main_cf.builtins.insert("config_directory", directory.display().to_string());
         Ok((main_cf, diagnostics))
     }
 
     /// Reads a text; `file` is the name for complaints.
     #[must_use]
     pub fn parse(file: &str, text: &str) -> (Self, Vec<Diagnostic>) {
-        let mut main_cf = Self {
-            file: file.to_owned(),
-            ..Self::default()
-        };
+        let mut main_cf = Self { file: file.to_owned(), ..Self::default() };
         main_cf.builtins.insert("myhostname", host_name());
         let mut diagnostics = Vec::new();
         for line in logical::lines(text) {
@@ -95,8 +87,7 @@ impl MainCf {
 
     /// Makes a table's defaults known to `$name`.
     pub fn define(&mut self, table: &'static [ParamInfo]) {
-        self.defaults
-            .extend(table.iter().map(|info| (info.name, info)));
+        self.defaults.extend(table.iter().map(|info| (info.name, info)));
     }
 
     /// Overrides a value, as `-o name=value` does.
@@ -104,13 +95,7 @@ impl MainCf {
         let source = format!("-o {name}={value}");
         let start = source.len() - value.len();
         let place = Diagnostic::error("command line", 1, &source, start, source.len(), "");
-        self.overrides.insert(
-            name.to_owned(),
-            Entry {
-                value: value.to_owned(),
-                place,
-            },
-        );
+        self.overrides.insert(name.to_owned(), Entry { value: value.to_owned(), place });
     }
 
     /// The expanded value of a parameter; None when nothing defines it or its expansion fails.
@@ -155,11 +140,7 @@ impl MainCf {
         }
         if name == "mydomain" {
             let host = self.get("myhostname").unwrap_or_default();
-            return Some(
-                host.split_once('.')
-                    .map_or("localdomain", |(_, d)| d)
-                    .to_owned(),
-            );
+            return Some(host.split_once('.').map_or("localdomain", |(_, d)| d).to_owned());
         }
         let builtin = self.builtins.get(name).cloned();
         builtin.or_else(|| self.defaults.get(name).map(|info| info.default.to_owned()))
@@ -186,11 +167,7 @@ impl MainCf {
         let Some(equals) = line.text.find('=') else {
             let at = trimmed(&line.text, 0..line.text.len());
             return Err(line
-                .error(
-                    &self.file,
-                    at,
-                    format!("missing \"=\" after {:?}", line.text.trim()),
-                )
+                .error(&self.file, at, format!("missing \"=\" after {:?}", line.text.trim()))
                 .help("write: name = value"));
         };
         let name = trimmed(&line.text, 0..equals);
@@ -204,20 +181,13 @@ impl MainCf {
         }
         let value = trimmed(&line.text, equals + 1..line.text.len());
         let place = line.error(&self.file, value.clone(), "");
-        let entry = Entry {
-            value: line.text[value].to_owned(),
-            place,
-        };
+        let entry = Entry { value: line.text[value].to_owned(), place };
         let key = line.text[name.clone()].to_owned();
         let earlier = self.entries.insert(key.clone(), entry);
         Ok(earlier.map(|old| {
-            let message = format!(
-                "parameter {key} overrides the earlier entry in line {}",
-                old.place.line
-            );
-            line.error(&self.file, name, message)
-                .warning()
-                .help("keep one of the two")
+            let message =
+                format!("parameter {key} overrides the earlier entry in line {}", old.place.line);
+            line.error(&self.file, name, message).warning().help("keep one of the two")
         }))
     }
 }
@@ -231,10 +201,7 @@ fn trimmed(text: &str, range: Range<usize>) -> Range<usize> {
 
 /// The host's name, with a domain (RFC 5321 section 2.3.5 wants one in EHLO).
 fn host_name() -> String {
-    let name = gethostname()
-        .ok()
-        .and_then(|n| n.into_string().ok())
-        .unwrap_or_default();
+    let name = gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default();
     match name.as_str() {
         "" => "localhost.localdomain".to_owned(),
         n if n.contains('.') => name,

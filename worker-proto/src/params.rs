@@ -167,10 +167,7 @@ impl<'a> Reader<'a> {
     /// A reader without complaints.
     #[must_use]
     pub const fn new(main_cf: &'a MainCf) -> Self {
-        Self {
-            main_cf,
-            errors: Vec::new(),
-        }
+        Self { main_cf, errors: Vec::new() }
     }
 
     /// The value of a row; None after a complaint about it.
@@ -372,10 +369,7 @@ mod tests {
         let (mut m, _) = MainCf::parse("main.cf", "");
         m.set("limit", "x");
         let errors = Sample::read(&mut m).unwrap_err();
-        assert_eq!(
-            errors[0].to_string(),
-            "command line:1:10: parameter limit: bad value: \"x\""
-        );
+        assert_eq!(errors[0].to_string(), "command line:1:10: parameter limit: bad value: \"x\"");
     }
 
     #[test]
@@ -385,10 +379,6 @@ mod tests {
         assert_eq!(common.myorigin, common.myhostname);
         let names: HashSet<_> = CommonParams::TABLE.iter().map(|i| i.name).collect();
         assert_eq!(names.len(), CommonParams::TABLE.len());
-        assert!(
-            CommonParams::TABLE
-                .iter()
-                .all(|i| !i.doc.concat().trim().is_empty())
-        );
+        assert!(CommonParams::TABLE.iter().all(|i| !i.doc.concat().trim().is_empty()));
     }
 }

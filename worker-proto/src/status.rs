@@ -36,11 +36,7 @@ impl StatusRecord {
             Availability::Taken => 0,
             Availability::Available => 1,
         };
-        Self {
-            pid,
-            generation,
-            state,
-        }
+        Self { pid, generation, state }
     }
 
     /// The availability it tells, or None for a value no version defines.

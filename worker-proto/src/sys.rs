@@ -29,9 +29,7 @@ pub const MAX_LISTEN: usize = 500;
 /// The monotonic clock.
 pub(crate) fn monotonic() -> Duration {
     // CLOCK_MONOTONIC cannot fail on Linux; zero keeps the type simple.
-    clock_gettime(ClockId::CLOCK_MONOTONIC)
-        .map(Duration::from)
-        .unwrap_or_default()
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
 }
 
 /// The words of strerror(3) for an error, without Rust's "(os error N)".
@@ -47,9 +45,7 @@ pub fn errno_text(error: &io::Error) -> String {
         return format!("Unknown error {code}");
     }
     // SAFETY: strerror_r succeeded, so the buffer holds a string with its null byte.
-    unsafe { CStr::from_ptr(text.as_ptr()) }
-        .to_string_lossy()
-        .into_owned()
+    unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned()
 }
 
 /// Moves a descriptor to [`HIGH_FD`] or above, close-on-exec. Where the process may not have that
@@ -107,10 +103,7 @@ pub fn place_flow_pipe() -> io::Result<()> {
 /// # Errors
 /// `from` is not open.
 pub fn replace_standard(from: BorrowedFd<'_>, number: RawFd) -> io::Result<()> {
-    debug_assert!(
-        (0..=2).contains(&number),
-        "only 0, 1 and 2 belong to nobody"
-    );
+    debug_assert!((0..=2).contains(&number), "only 0, 1 and 2 belong to nobody");
     place(from.as_raw_fd(), number)
 }
 
@@ -212,36 +205,17 @@ impl LocalTime {
     /// As syslog stamps it: `Nov  5 09:07:03`.
     #[must_use]
     pub fn stamp(&self) -> String {
-        let Self {
-            day,
-            hour,
-            minute,
-            second,
-            ..
-        } = self;
-        format!(
-            "{} {day:2} {hour:02}:{minute:02}:{second:02}",
-            self.month_name()
-        )
+        let Self { day, hour, minute, second, .. } = self;
+        format!("{} {day:2} {hour:02}:{minute:02}:{second:02}", self.month_name())
     }
 
     /// As a Date header has it (RFC 5322 section 3.3): `Thu, 5 Nov 2026 09:07:03 +0100`.
     #[must_use]
     pub fn date_header(&self) -> String {
         const DAYS: [&str; 7] = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
-        let Self {
-            year,
-            day,
-            hour,
-            minute,
-            second,
-            offset,
-            ..
-        } = self;
-        let weekday = usize::try_from(self.weekday)
-            .ok()
-            .and_then(|d| DAYS.get(d))
-            .unwrap_or(&"Sun");
+        let Self { year, day, hour, minute, second, offset, .. } = self;
+        let weekday =
+            usize::try_from(self.weekday).ok().and_then(|d| DAYS.get(d)).unwrap_or(&"Sun");
         let sign = if *offset < 0 { '-' } else { '+' };
         let minutes = offset.abs() / 60;
         let zone = format!("{sign}{:02}{:02}", minutes / 60, minutes % 60);
@@ -250,13 +224,9 @@ impl LocalTime {
     }
 
     fn month_name(&self) -> &'static str {
-        const MONTHS: [&str; 12] = [
-            "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
-        ];
-        usize::try_from(self.month)
-            .ok()
-            .and_then(|m| MONTHS.get(m))
-            .unwrap_or(&"Jan")
+        const MONTHS: [&str; 12] =
+            ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+        usize::try_from(self.month).ok().and_then(|m| MONTHS.get(m)).unwrap_or(&"Jan")
     }
 }
 
@@ -358,18 +328,11 @@ impl SpawnImage {
             shell_argv: self.shell_argv.as_ptr(),
             envp: self.envp.as_ptr(),
             first_unused: slots.end.unsigned_abs(),
-            files: libc::rlimit {
-                rlim_cur: files.0,
-                rlim_max: files.1,
-            },
+            files: libc::rlimit { rlim_cur: files.0, rlim_max: files.1 },
             error: AtomicI32::new(0),
         };
         let mut old = SigSet::empty();
-        sigprocmask(
-            SigmaskHow::SIG_SETMASK,
-            Some(&SigSet::all()),
-            Some(&mut old),
-        )?;
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut old))?;
         // SAFETY: one byte past the end of the buffer is a valid address for the start of a stack
         // that grows down; its size is a multiple of 16.
         let top = unsafe { stack.0.as_mut_ptr().add(STACK_SIZE) };
@@ -379,12 +342,7 @@ impl SpawnImage {
         // ended, so `order`, the image and the stack outlive its use of them; `child` makes only
         // system calls.
         let pid = unsafe {
-            libc::clone(
-                child,
-                top.cast(),
-                flags,
-                (&raw const order).cast_mut().cast::<c_void>(),
-            )
+            libc::clone(child, top.cast(), flags, (&raw const order).cast_mut().cast::<c_void>())
         };
         let result = check(pid);
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&old), None)?;
@@ -393,10 +351,7 @@ impl SpawnImage {
             0 => None,
             code => Some(io::Error::from_raw_os_error(code)),
         };
-        result.map(|pid| Spawned {
-            pid: Pid::from_raw(pid),
-            exec_error,
-        })
+        result.map(|pid| Spawned { pid: Pid::from_raw(pid), exec_error })
     }
 
     /// Writes what differs from process to process into the prepared texts.
@@ -405,10 +360,7 @@ impl SpawnImage {
         if let Some(room) = self.env.last_mut() {
             room[..text.len()].copy_from_slice(text.as_bytes());
         }
-        if let Some(byte) = self
-            .stress
-            .and_then(|i| self.args[i].get_mut("stress=".len()))
-        {
+        if let Some(byte) = self.stress.and_then(|i| self.args[i].get_mut("stress=".len())) {
             *byte = if stress { b'y' } else { 0 };
         }
         let pointer = |text: &Vec<u8>| text.as_ptr().cast::<c_char>();
@@ -420,8 +372,7 @@ impl SpawnImage {
         self.envp.push(ptr::null());
         self.shell_argv.clear();
         self.shell_argv.extend([SHELL.as_ptr(), self.path.as_ptr()]);
-        self.shell_argv
-            .extend(self.args.iter().skip(1).map(pointer));
+        self.shell_argv.extend(self.args.iter().skip(1).map(pointer));
         self.shell_argv.push(ptr::null());
     }
 }
@@ -438,18 +389,11 @@ impl Slots {
     fn fill(status: BorrowedFd<'_>, listen: &[BorrowedFd<'_>]) -> io::Result<Self> {
         let mut slots = Self { end: STATUS_FD };
         for fd in std::iter::once(&status).chain(listen) {
-            debug_assert!(
-                is_closed(slots.end),
-                "descriptor {} is in the way",
-                slots.end
-            );
+            debug_assert!(is_closed(slots.end), "descriptor {} is in the way", slots.end);
             place(fd.as_raw_fd(), slots.end)?;
             slots.end += 1;
         }
-        debug_assert!(
-            slots.end <= HIGH_FD && slots.end >= LISTEN_FD,
-            "bounded by MAX_LISTEN"
-        );
+        debug_assert!(slots.end <= HIGH_FD && slots.end >= LISTEN_FD, "bounded by MAX_LISTEN");
         Ok(slots)
     }
 }
@@ -481,12 +425,7 @@ extern "C" fn child(order: *mut c_void) -> c_int {
     // SAFETY: takes numbers only. The table becomes the child's own, without what lies above.
     let closed = unsafe {
         let last = c_uint::MAX;
-        libc::syscall(
-            libc::SYS_close_range,
-            order.first_unused,
-            last,
-            libc::CLOSE_RANGE_UNSHARE,
-        )
+        libc::syscall(libc::SYS_close_range, order.first_unused, last, libc::CLOSE_RANGE_UNSHARE)
     };
     if closed == -1 {
         // Going on would close and open descriptors in the parent's table.
@@ -534,27 +473,15 @@ pub fn release(fd: OwnedFd) -> RawFd {
 }
 
 fn check(result: c_int) -> io::Result<c_int> {
-    if result == -1 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 fn check_long(result: libc::c_long) -> io::Result<()> {
-    if result == -1 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn check_handler(result: libc::sighandler_t) -> io::Result<()> {
-    if result == libc::SIG_ERR {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

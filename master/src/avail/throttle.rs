@@ -30,12 +30,7 @@ impl Throttle {
     /// No failure yet.
     #[must_use]
     pub const fn new(seed: u64) -> Self {
-        Self {
-            until: None,
-            failures: 0,
-            last_failure: Time::ZERO,
-            seed,
-        }
+        Self { until: None, failures: 0, last_failure: Time::ZERO, seed }
     }
 
     /// End of the pause, if there is one.
@@ -53,13 +48,7 @@ impl Throttle {
         }
         let factor = 1_u32.checked_shl(self.failures - 1).unwrap_or(u32::MAX);
         let pause = rule.first.saturating_mul(factor).min(rule.most);
-        self.until = Some(
-            now + if rule.first == rule.most {
-                pause
-            } else {
-                self.jitter(pause)
-            },
-        );
+        self.until = Some(now + if rule.first == rule.most { pause } else { self.jitter(pause) });
     }
 
     /// A worker started at `born` served a client.
@@ -82,10 +71,7 @@ impl Throttle {
 
     /// The pause, 10 % less to 10 % more.
     fn jitter(&mut self, pause: Duration) -> Duration {
-        self.seed = self
-            .seed
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
+        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let thousandths = 900 + u32::try_from((self.seed >> 33) % 201).unwrap_or(0);
         pause * thousandths / 1000
     }
@@ -95,10 +81,8 @@ impl Throttle {
 mod tests {
     use super::*;
 
-    const RULE: ThrottleRule = ThrottleRule {
-        first: Duration::from_secs(1),
-        most: Duration::from_secs(60),
-    };
+    const RULE: ThrottleRule =
+        ThrottleRule { first: Duration::from_secs(1), most: Duration::from_secs(60) };
 
     #[test]
     fn w06_pauses_double_to_the_limit_and_never_give_up() {
@@ -108,10 +92,7 @@ mod tests {
             throttle.failure(now, &RULE);
             let pause = throttle.until().unwrap().since(now).as_secs_f64();
             let plain = 2_f64.powi(i32::try_from(n.min(10)).unwrap()).min(60.0);
-            assert!(
-                (plain * 0.89..=plain * 1.11).contains(&pause),
-                "{n}: {pause}"
-            );
+            assert!((plain * 0.89..=plain * 1.11).contains(&pause), "{n}: {pause}");
             now = throttle.until().unwrap();
             throttle.release();
         }
@@ -139,10 +120,7 @@ mod tests {
 
     #[test]
     fn k02_equal_bounds_are_a_constant_pause() {
-        let rule = ThrottleRule {
-            first: RULE.most,
-            most: RULE.most,
-        };
+        let rule = ThrottleRule { first: RULE.most, most: RULE.most };
         let mut throttle = Throttle::new(7);
         throttle.failure(Time::ZERO, &rule);
         assert_eq!(throttle.until(), Some(Time::ZERO + rule.most));

@@ -26,10 +26,7 @@ impl Disabled {
     pub fn matches(&self, name: &str, transport: Transport) -> bool {
         let matching = self.0.iter().find(|item| {
             item.transport.eq_ignore_ascii_case(transport.name())
-                && item
-                    .name
-                    .as_ref()
-                    .is_none_or(|n| n.eq_ignore_ascii_case(name))
+                && item.name.as_ref().is_none_or(|n| n.eq_ignore_ascii_case(name))
         });
         matching.is_some_and(|item| item.disable)
     }
@@ -40,19 +37,11 @@ fn item(word: &str) -> Item {
     let disable = (word.len() - body.len()).is_multiple_of(2);
     let split = body.rsplit_once('/').or_else(|| {
         let (name, transport) = body.rsplit_once('.')?;
-        transport
-            .parse::<Transport>()
-            .ok()
-            .map(|_| (name, transport))
+        transport.parse::<Transport>().ok().map(|_| (name, transport))
     });
-    let (name, transport) = split.map_or((None, body), |(name, transport)| {
-        (Some(name.to_owned()), transport)
-    });
-    Item {
-        disable,
-        name,
-        transport: transport.to_owned(),
-    }
+    let (name, transport) =
+        split.map_or((None, body), |(name, transport)| (Some(name.to_owned()), transport));
+    Item { disable, name, transport: transport.to_owned() }
 }
 
 #[cfg(test)]

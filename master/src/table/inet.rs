@@ -39,19 +39,13 @@ pub(super) fn read(
     };
     if addresses.is_empty() {
         let message = format!("bad hostname or network address: {name}");
-        return Err((
-            message,
-            "a host with an address of the protocols in inet_protocols",
-        ));
+        return Err((message, "a host with an address of the protocols in inet_protocols"));
     }
     Ok((format!("[{host}]:{port}"), endpoints(&addresses, port)))
 }
 
 fn endpoints(addresses: &[IpAddr], port: u16) -> Vec<Endpoint> {
-    addresses
-        .iter()
-        .map(|a| Endpoint::Inet(SocketAddr::new(*a, port)))
-        .collect()
+    addresses.iter().map(|a| Endpoint::Inet(SocketAddr::new(*a, port))).collect()
 }
 
 fn split(name: &str) -> Result<(&str, &str), Problem> {
@@ -62,10 +56,7 @@ fn split(name: &str) -> Result<(&str, &str), Problem> {
             return Err(("missing service information".to_owned(), FORMS));
         }
         if host.contains(odd) || host.contains(':') && host.parse::<Ipv6Addr>().is_err() {
-            return Err((
-                "valid hostname or network address required".to_owned(),
-                FORMS,
-            ));
+            return Err(("valid hostname or network address required".to_owned(), FORMS));
         }
         return Ok((host, service));
     };
@@ -73,26 +64,17 @@ fn split(name: &str) -> Result<(&str, &str), Problem> {
         return Err(("missing \"]\"".to_owned(), FORMS));
     };
     let Some(service) = rest.strip_prefix(':') else {
-        let message = if rest.is_empty() {
-            "missing service information"
-        } else {
-            "garbage after \"]\""
-        };
+        let message =
+            if rest.is_empty() { "missing service information" } else { "garbage after \"]\"" };
         return Err((message.to_owned(), FORMS));
     };
     if service.is_empty() {
         return Err(("missing service information".to_owned(), FORMS));
     }
     if host.is_empty() {
-        return Err((
-            "valid hostname or network address required".to_owned(),
-            FORMS,
-        ));
+        return Err(("valid hostname or network address required".to_owned(), FORMS));
     }
-    let v6 = host
-        .get(..5)
-        .filter(|p| p.eq_ignore_ascii_case("ipv6:"))
-        .map(|_| &host[5..]);
+    let v6 = host.get(..5).filter(|p| p.eq_ignore_ascii_case("ipv6:")).map(|_| &host[5..]);
     match v6 {
         Some(address) if address.parse::<Ipv6Addr>().is_err() => {
             Err(("malformed IPv6 address".to_owned(), FORMS))
@@ -108,9 +90,7 @@ fn split(name: &str) -> Result<(&str, &str), Problem> {
 fn port(service: &str, resolver: &dyn Resolver) -> Result<u16, Problem> {
     const HELP: &str = "a number from 1 to 65535, or a name in /etc/services or known_tcp_ports";
     if !service.starts_with(|c: char| c.is_ascii_digit()) {
-        return resolver
-            .port(service)
-            .ok_or_else(|| (format!("unknown service: {service}"), HELP));
+        return resolver.port(service).ok_or_else(|| (format!("unknown service: {service}"), HELP));
     }
     if service.contains(|c: char| !c.is_ascii_digit()) {
         return Err((format!("garbage after numerical service: {service}"), HELP));

@@ -41,14 +41,8 @@ fn one(line: &str) -> ServiceDef {
 /// The complaints about a line, without the file's name.
 fn complaints(line: &str) -> Vec<String> {
     let (_, diagnostics) = read(line);
-    assert!(
-        diagnostics.iter().all(|d| d.help.is_some()),
-        "{line}: a complaint without a cure"
-    );
-    diagnostics
-        .iter()
-        .map(|d| d.to_string().replacen("master.cf:", "", 1))
-        .collect()
+    assert!(diagnostics.iter().all(|d| d.help.is_some()), "{line}: a complaint without a cure");
+    diagnostics.iter().map(|d| d.to_string().replacen("master.cf:", "", 1)).collect()
 }
 
 #[test]
@@ -59,15 +53,9 @@ fn e02_e06_defaults() {
     assert_eq!(def.key.name, "private/x");
     let def = one("x fifo n n y 60? 0 sub/prog -v");
     assert!(!def.private && !def.unprivileged && def.chroot);
-    let wakeup = Wakeup {
-        period: Duration::from_secs(60),
-        conditional: true,
-    };
+    let wakeup = Wakeup { period: Duration::from_secs(60), conditional: true };
     assert_eq!((def.wakeup, def.max_proc), (Some(wakeup), None));
-    assert_eq!(
-        (def.key.name.as_str(), def.command.as_str()),
-        ("public/x", "sub/prog")
-    );
+    assert_eq!((def.key.name.as_str(), def.command.as_str()), ("public/x", "sub/prog"));
     assert_eq!(def.args, ["-v"]);
 }
 
@@ -101,16 +89,8 @@ fn e08_e11_inet_names() {
         ("[::1]:27", "[::1]:27", &["[::1]:27"]),
         ("[ipv6:::1]:27", "[::1]:27", &["[::1]:27"]),
         ("::1:27", "[::1]:27", &["[::1]:27"]),
-        (
-            "localhost:27",
-            "[localhost]:27",
-            &["127.0.0.1:27", "[::1]:27"],
-        ),
-        (
-            "[localhost]:27",
-            "[localhost]:27",
-            &["127.0.0.1:27", "[::1]:27"],
-        ),
+        ("localhost:27", "[localhost]:27", &["127.0.0.1:27", "[::1]:27"]),
+        ("[localhost]:27", "[localhost]:27", &["127.0.0.1:27", "[::1]:27"]),
     ] {
         let def = one(&format!("{name} inet n - - - - p"));
         assert_eq!(def.key.name, key, "{name}");
@@ -158,47 +138,20 @@ fn every_kind_of_bad_line() {
     for (line, want) in [
         ("x", &["1:2: missing \"transport type\" field"][..]),
         ("x unix - - - - -", &["1:17: missing \"command\" field"]),
-        (
-            "x - - - - - - p",
-            &["1:3: field \"transport type\" has no default value"],
-        ),
-        (
-            "x unix - - - - - -",
-            &["1:18: field \"command\" has no default value"],
-        ),
+        ("x - - - - - - p", &["1:3: field \"transport type\" has no default value"]),
+        ("x unix - - - - - -", &["1:18: field \"command\" has no default value"]),
         ("x INET n - - - - p", &["1:3: bad transport type: INET"]),
-        (
-            "x unix N - - - - p",
-            &["1:8: field \"private\": bad value: \"N\""],
-        ),
-        (
-            "25 inet - - - - - p",
-            &["1:9: inet service cannot be private"],
-        ),
-        (
-            "x unix - - - soon - p",
-            &["1:14: field \"wakeup\": bad value: \"soon\""],
-        ),
-        (
-            "x unix - - - 60s - p",
-            &["1:14: warning: field \"wakeup\": \"60s\" is read as 60"],
-        ),
-        (
-            "x unix - - - 60?1 - p",
-            &["1:14: warning: field \"wakeup\": \"60?1\" is read as 60"],
-        ),
-        (
-            "x unix - - - - -1 p",
-            &["1:16: field \"process limit\": bad value: \"-1\""],
-        ),
+        ("x unix N - - - - p", &["1:8: field \"private\": bad value: \"N\""]),
+        ("25 inet - - - - - p", &["1:9: inet service cannot be private"]),
+        ("x unix - - - soon - p", &["1:14: field \"wakeup\": bad value: \"soon\""]),
+        ("x unix - - - 60s - p", &["1:14: warning: field \"wakeup\": \"60s\" is read as 60"]),
+        ("x unix - - - 60?1 - p", &["1:14: warning: field \"wakeup\": \"60?1\" is read as 60"]),
+        ("x unix - - - - -1 p", &["1:16: field \"process limit\": bad value: \"-1\""]),
         (
             "x unix - - - - 99999999999 p",
             &["1:16: field \"process limit\": bad value: \"99999999999\""],
         ),
-        (
-            "x unix - - - - 5x p",
-            &["1:16: warning: field \"process limit\": \"5x\" is read as 5"],
-        ),
+        ("x unix - - - - 5x p", &["1:16: warning: field \"process limit\": \"5x\" is read as 5"]),
         (
             "a/../../b unix n - - - - p",
             &["1:1: service name \"a/../../b\" leaves the queue directory"],
@@ -208,32 +161,14 @@ fn every_kind_of_bad_line() {
             &["1:18: field \"command\": \"../sh\" leaves the daemon directory"],
         ),
         ("x unix - - - - - p {a", &["1:20: missing '}' in \"{a\""]),
-        (
-            "x unix - - - - - p {a}b",
-            &["1:20: syntax error after '}' in \"{a}b\""],
-        ),
+        ("x unix - - - - - p {a}b", &["1:20: syntax error after '}' in \"{a}b\""]),
         ("[::1 inet n - - - - p", &["1:1: missing \"]\""]),
         ("[::1]25 inet n - - - - p", &["1:1: garbage after \"]\""]),
-        (
-            "[::1] inet n - - - - p",
-            &["1:1: missing service information"],
-        ),
-        (
-            "host: inet n - - - - p",
-            &["1:1: missing service information"],
-        ),
-        (
-            "[ipv6:1.2.3.4]:25 inet n - - - - p",
-            &["1:1: malformed IPv6 address"],
-        ),
-        (
-            "a@b:25 inet n - - - - p",
-            &["1:1: valid hostname or network address required"],
-        ),
-        (
-            "25a inet n - - - - p",
-            &["1:1: garbage after numerical service: 25a"],
-        ),
+        ("[::1] inet n - - - - p", &["1:1: missing service information"]),
+        ("host: inet n - - - - p", &["1:1: missing service information"]),
+        ("[ipv6:1.2.3.4]:25 inet n - - - - p", &["1:1: malformed IPv6 address"]),
+        ("a@b:25 inet n - - - - p", &["1:1: valid hostname or network address required"]),
+        ("25a inet n - - - - p", &["1:1: garbage after numerical service: 25a"]),
         ("70000 inet n - - - - p", &["1:1: bad port number: 70000"]),
         ("nosuch inet n - - - - p", &["1:1: unknown service: nosuch"]),
         (
@@ -246,10 +181,7 @@ fn every_kind_of_bad_line() {
                 "1:3: warning: logical line must not start with whitespace: \"  y unix - - - - - p...\"",
             ],
         ),
-        (
-            "x unix - - - - - p\0q",
-            &["1:19: warning: text after null byte may be ignored"],
-        ),
+        ("x unix - - - - - p\0q", &["1:19: warning: text after null byte may be ignored"]),
         (
             "x unix N Z - soon -1 ../p",
             &[

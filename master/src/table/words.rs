@@ -11,9 +11,7 @@ pub(super) fn fields(text: &str, count: usize) -> (Vec<Range<usize>>, usize) {
             break;
         };
         let start = at + skip;
-        let end = text[start..]
-            .find(is_blank)
-            .map_or(text.len(), |n| start + n);
+        let end = text[start..].find(is_blank).map_or(text.len(), |n| start + n);
         fields.push(start..end);
         at = end;
     }
@@ -41,12 +39,7 @@ pub(super) fn arguments(text: &str, start: usize) -> Result<Vec<String>, Argumen
             arguments.push(word.to_owned());
             continue;
         }
-        let fail = |message| {
-            Err(ArgumentError {
-                at: start..end,
-                message,
-            })
-        };
+        let fail = |message| Err(ArgumentError { at: start..end, message });
         match closing(word) {
             Some(close) if close + 1 == word.len() => {
                 arguments.push(word[1..close].trim_matches(is_blank).to_owned());

@@ -1,0 +1,251 @@
+//! daemon - from the command line to the loop
+//!
+//! The order is fixed (A17): what an error would leave half done comes last. Until the master serves,
+//! every reason goes to standard error as well as to the log.
+
+use std::env;
+use std::ffi::OsString;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::{self, ExitCode};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{chdir, geteuid, getpid, getuid, setsid};
+use worker_proto::abi::{CONFIG_ENV, VERBOSE_ENV};
+use worker_proto::diagnostic::Fault;
+use worker_proto::log::{self, Sink};
+use worker_proto::sys;
+
+use crate::cli::Options;
+use crate::config::{self, Config};
+use crate::event_loop::{Birth, End, Master, log_problems};
+use crate::lock::{self, Lock};
+use crate::monitor;
+use crate::names::{self, Names};
+use crate::notice::Notice;
+use crate::plan::{self, Flags};
+use crate::stage2;
+
+/// Where main.cf is when nothing says otherwise.
+pub const CONFIG_DIRECTORY: &str = "/etc/belfry";
+/// Resolves the names that follow and prints their addresses; for the master itself.
+pub const RESOLVE_OPTION: &str = "--resolve";
+
+/// Runs `master` with its whole command line.
+#[must_use]
+pub fn main(words: &[OsString]) -> ExitCode {
+    match words.get(1).and_then(|w| w.to_str()) {
+        Some(stage2::OPTION) => return second_stage(&words[2..]),
+        Some(RESOLVE_OPTION) => return resolve(&words[2..]),
+        _ => {}
+    }
+    let name = words.first().map(PathBuf::from).unwrap_or_default();
+    let name =
+        name.file_name().map_or_else(|| "master".into(), |n| n.to_string_lossy().into_owned());
+    let _ = log::init(&format!("belfry/{name}"), false, &Sink::Stderr);
+    let options = match Options::parse(words.iter().skip(1).cloned()) {
+        Ok(options) => options,
+        Err(problem) => return fatal(&Options::usage(&problem)),
+    };
+    match run(&options, &name, &words[1..]) {
+        Ok(code) => code,
+        Err(Refusal::Fault(fault)) => fatal(&fault.to_string()),
+        Err(Refusal::Told) => ExitCode::FAILURE,
+    }
+}
+
+/// Why the master does not start.
+enum Refusal {
+    Fault(Fault),
+    /// Every reason is in the log already.
+    Told,
+}
+
+impl From<Fault> for Refusal {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+fn fatal(reason: &str) -> ExitCode {
+    Notice::CannotStart { reason: reason.to_owned() }.log();
+    ExitCode::FAILURE
+}
+
+fn run(options: &Options, name: &str, words: &[OsString]) -> Result<ExitCode, Refusal> {
+    let directory = options
+        .config
+        .clone()
+        .or_else(|| env::var_os(CONFIG_ENV).map(PathBuf::from))
+        .unwrap_or_else(|| CONFIG_DIRECTORY.into());
+    if !(getuid().is_root() && geteuid().is_root()) {
+        let cause = "the master command is reserved for the superuser";
+        return Err(Fault::new("uid is not 0", cause).into());
+    }
+    let program = env::current_exe().map_err(|e| Fault::io("find this program", &e))?;
+    let monitored = env::var_os(monitor::WAITED_FOR).is_some();
+    if options.wait && !monitored {
+        return Ok(monitor::start_and_wait(&program, words)?);
+    }
+    umask(Mode::from_bits_truncate(0o077));
+    sys::ignore_signal(Signal::SIGPIPE).map_err(|e| Fault::io("ignore SIGPIPE", &e))?;
+    sys::close_from(3).map_err(|e| Fault::io("close_range (Linux 5.9 or later is needed)", &e))?;
+    if options.init && getpid().as_raw() != 1 {
+        return Err(Fault::new("option -i", "the master is not process 1").into());
+    }
+    let files = raise_file_limit()?;
+    let session = !(options.init || options.debug || options.debugger);
+    if session && setsid().is_err() && nix::unistd::getsid(None) != Ok(getpid()) {
+        return Err(Fault::new("setsid", "cannot become a session leader").into());
+    }
+    let read = config::read(&directory, None, &Names::asking());
+    let config = read.map_err(|problems| {
+        log_problems(&problems);
+        Refusal::Told
+    })?;
+    let verbose = options.verbose || env::var_os(VERBOSE_ENV).is_some();
+    chdir(&config.common.queue_directory).map_err(|errno| {
+        let subject = format!("chdir {}", config.common.queue_directory.display());
+        Fault::io(subject, &errno.into())
+    })?;
+    if options.test {
+        let running = lock::holder(&PathBuf::from(format!("pid/{name}.pid")))?.is_some();
+        return Ok(if running { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+    }
+    let locks = take_locks(&config, name)?;
+    let tag = format!("{}/{name}", config.common.syslog_name);
+    let logged = log::init(&tag, verbose, &Sink::choose(&config.common));
+    log::tee_stderr(true);
+    log::log_panics();
+    if let Err(fault) = logged {
+        Notice::Trouble { text: fault.to_string() }.log();
+    }
+    for warning in &config.warnings {
+        Notice::OddConfig { text: warning.to_string() }.log();
+    }
+    let environment = worker_environment(&config);
+    let birth = Birth {
+        flags: Flags { debug: options.debug, verbose },
+        files,
+        environment,
+        program,
+        exit_after: options.exit_after,
+    };
+    let strict = config.master.strict_start;
+    let mut master = Master::new(birth, config, strict).map_err(|faults| {
+        for fault in faults {
+            Notice::CannotStart { reason: fault.to_string() }.log();
+        }
+        Refusal::Told
+    })?;
+    sys::place_flow_pipe().map_err(|e| Fault::io("make the flow pipe", &e))?;
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    Notice::Started { version, directory: directory.display().to_string() }.log();
+    if monitored {
+        monitor::ready();
+    }
+    detach(options)?;
+    monitor::notify(&format!("READY=1\nMAINPID={}", process::id()));
+    let end = master.run();
+    drop((master, locks));
+    Ok(finish(end, options, session))
+}
+
+/// Takes both locks (B01, B02).
+fn take_locks(config: &Config, name: &str) -> Result<(Lock, Lock), Fault> {
+    let pid = process::id();
+    let first = lock::take(&PathBuf::from(format!("pid/{name}.pid")), pid)?;
+    let path = config.common.data_directory.join("master.lock");
+    let second = config.owner.run(|| lock::take(&path, pid))?;
+    Ok((first, second))
+}
+
+/// Raises the limit of open files to the highest allowed; what it was is for the workers.
+fn raise_file_limit() -> Result<(u64, u64), Fault> {
+    let fault = |errno: nix::Error| Fault::io("limit of open files", &errno.into());
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(fault)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(fault)?;
+    Ok((soft, hard))
+}
+
+/// The workers' environment: what is imported, and the configuration directory (A02, A15).
+fn worker_environment(config: &Config) -> Vec<Vec<u8>> {
+    let lookup = |name: &str| match name {
+        CONFIG_ENV => Some(config.directory.clone().into_os_string()),
+        name => env::var_os(name),
+    };
+    let pairs = plan::environment(&config.master.import_environment, &lookup);
+    let line = |(name, value): (String, OsString)| {
+        let mut line = OsString::from(name + "=");
+        line.push(value);
+        line.into_encoded_bytes()
+    };
+    pairs.into_iter().map(line).collect()
+}
+
+/// Standard input, output and error become /dev/null, as far as the options do not keep them. From
+/// here on the log is the only place for words.
+fn detach(options: &Options) -> Result<(), Fault> {
+    log::tee_stderr(false);
+    if options.debug {
+        return Ok(());
+    }
+    let fault = |e: &std::io::Error| Fault::io("open /dev/null", e);
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
+    let null = null.map_err(|e| fault(&e))?;
+    let keep_output = options.stdout || options.init;
+    for number in [0, 1, 2].into_iter().filter(|&n| !(n == 1 && keep_output)) {
+        sys::replace_standard(null.as_fd(), number).map_err(|e| fault(&e))?;
+    }
+    Ok(())
+}
+
+/// Ends as asked for: by the same signal that ended the loop (P01). What is left of the session gets
+/// SIGTERM.
+fn finish(end: End, options: &Options, session: bool) -> ExitCode {
+    let End::Signal(number) = end else {
+        return ExitCode::SUCCESS;
+    };
+    if options.init {
+        return ExitCode::SUCCESS;
+    }
+    if session {
+        // Ignored here first: the group has this process in it.
+        let _ = sys::ignore_signal(Signal::SIGTERM);
+        let _ = nix::sys::signal::killpg(getpid(), Signal::SIGTERM);
+    }
+    if let Ok(signal) = Signal::try_from(number) {
+        let _ = sys::die_by(signal);
+    }
+    ExitCode::FAILURE
+}
+
+fn second_stage(words: &[OsString]) -> ExitCode {
+    let fault = stage2::run(words);
+    // Without privileges to lose yet, the log is found as the master finds it.
+    let directory = env::var_os(CONFIG_ENV).unwrap_or_else(|| CONFIG_DIRECTORY.into());
+    if let Ok((mut main_cf, _)) = worker_proto::main_cf::MainCf::load(&PathBuf::from(directory))
+        && let Ok(common) = worker_proto::params::CommonParams::read(&mut main_cf)
+    {
+        let tag = format!("{}/stage2", common.syslog_name);
+        let _ = log::init(&tag, false, &Sink::choose(&common));
+    }
+    log::fatal(&fault.to_string());
+    ExitCode::FAILURE
+}
+
+fn resolve(hosts: &[OsString]) -> ExitCode {
+    use std::io::Write;
+    let mut out = std::io::stdout();
+    for host in hosts {
+        let host = host.to_string_lossy();
+        let addresses = names::ask(&host);
+        let words: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        if writeln!(out, "{host} {}", words.join(" ")).is_err() {
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,340 @@
+//! event_loop - turns readiness into events and actions into system calls
+//!
+//! One thread, one [`Poll`]. Every decision is made elsewhere: [`crate::avail`] for processes,
+//! [`crate::wakeup`] for timers, [`crate::conf`] for reloads. Time is read once a turn. Nothing that
+//! happens after the start ends the master but a signal, `-e`, or its own watchdog.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mio::{Events, Interest, Poll};
+use nix::unistd::alarm;
+use signal_hook::consts::{SIGCHLD, SIGHUP};
+use worker_proto::abi::Generation;
+use worker_proto::clock::Time;
+use worker_proto::diagnostic::Fault;
+use worker_proto::sys::{ChildStack, HIGH_FD};
+
+use crate::avail::{Action, Event};
+use crate::config::Config;
+use crate::control::Control;
+use crate::monitor;
+use crate::notice::Notice;
+use crate::plan::Flags;
+use crate::service::Key;
+use crate::signal::Signals;
+use crate::timer::Timers;
+use crate::trigger::{self, Trigger};
+
+mod operator;
+mod reload;
+mod service;
+mod sources;
+mod workers;
+
+pub(crate) use reload::log_problems;
+use reload::{Extent, Reloading};
+use service::Service;
+use sources::{Source, Sources};
+
+/// Number of a service in the life of this master, never used twice: what is under way for a removed
+/// service cannot reach its successor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceId(u64);
+
+/// What has a deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Timer {
+    Policy(ServiceId),
+    Wakeup(ServiceId),
+    Bind(ServiceId),
+    Trigger(u64),
+    Client(u64),
+    Exit,
+}
+
+/// How the loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// By a signal, with every worker gone.
+    Signal(i32),
+    /// The time of option `-e` is over.
+    ExitTime,
+}
+
+/// What the master was started with and never changes.
+#[derive(Debug)]
+pub struct Birth {
+    /// Options for workers.
+    pub flags: Flags,
+    /// The limit of open files (soft, hard) that workers get: the one the master was started with.
+    pub files: (u64, u64),
+    /// The workers' environment without GENERATION.
+    pub environment: Vec<Vec<u8>>,
+    /// This program, for its second stage.
+    pub program: PathBuf,
+    /// When to end (`-e`).
+    pub exit_after: Option<Duration>,
+}
+
+/// The running master.
+pub struct Master {
+    birth: Birth,
+    config: Config,
+    sources: Sources,
+    services: BTreeMap<ServiceId, Service>,
+    by_key: HashMap<Key, ServiceId>,
+    pids: HashMap<i32, (ServiceId, crate::avail::WorkerId)>,
+    timers: Timers<Timer>,
+    triggers: HashMap<u64, (Trigger, mio::Token, ServiceId)>,
+    signals: Signals,
+    control: Control,
+    reloading: Option<Reloading>,
+    generation: Generation,
+    stack: ChildStack,
+    next_number: u64,
+    ending: Option<i32>,
+}
+
+/// The kernel ends a master whose loop hangs this long (P07).
+const WATCHDOG: Duration = Duration::from_secs(1000);
+/// The loop turns at least this often.
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+/// How long a woken worker may keep the connection (N02).
+const TRIGGER_TIME: Duration = Duration::from_secs(100);
+
+impl Master {
+    /// A master that has bound its sockets; it serves from [`Master::run`] on. `strict` makes every
+    /// socket that cannot be bound an error.
+    ///
+    /// # Errors
+    /// What is missing, all of it.
+    pub fn new(birth: Birth, config: Config, strict: bool) -> Result<Self, Vec<Fault>> {
+        let system = |e: &io::Error| vec![Fault::io("event loop", e)];
+        let poll = high_poll().map_err(|e| system(&e))?;
+        let mut sources = Sources::new(poll);
+        let signals = Signals::catch().map_err(|e| system(&e))?;
+        let read = Interest::READABLE;
+        sources.add(signals.as_fd(), read, Source::Signals).map_err(|e| system(&e))?;
+        let control = Control::open().map_err(|fault| vec![fault])?;
+        sources.add(control.as_fd(), read, Source::Control).map_err(|e| system(&e))?;
+        let now = Time::now();
+        let mut master = Self {
+            birth,
+            sources,
+            services: BTreeMap::new(),
+            by_key: HashMap::new(),
+            pids: HashMap::new(),
+            timers: Timers::new(),
+            triggers: HashMap::new(),
+            signals,
+            control,
+            reloading: None,
+            generation: Generation(0),
+            stack: ChildStack::default(),
+            next_number: 0,
+            ending: None,
+            config,
+        };
+        let mut faults = Vec::new();
+        for configured in master.config.services.clone() {
+            let bound = Service::bind(&configured.def, &master.config);
+            match bound {
+                Err(fault) if strict => faults.push(fault),
+                bound => drop(master.add(now, configured, bound)),
+            }
+        }
+        if faults.is_empty() { Ok(master) } else { Err(faults) }
+    }
+
+    /// Serves until it is told to end.
+    pub fn run(&mut self) -> End {
+        let mut events = Events::with_capacity(256);
+        let now = Time::now();
+        let exit = self.birth.exit_after.map(|after| now + after);
+        self.timers.set(Timer::Exit, exit);
+        for id in self.services.keys().copied().collect::<Vec<_>>() {
+            self.start(now, id);
+        }
+        loop {
+            if let Some(signal) = self.ending
+                && self.services.is_empty()
+            {
+                return End::Signal(signal);
+            }
+            alarm::set(u32::try_from(WATCHDOG.as_secs()).unwrap_or(u32::MAX));
+            let next = self.timers.next_deadline();
+            let wait = next.map_or(LONGEST_WAIT, |at| at.since(Time::now()).min(LONGEST_WAIT));
+            if let Err(e) = self.sources.wait(&mut events, wait)
+                && e.kind() != io::ErrorKind::Interrupted
+            {
+                // Nothing is known to cause this; a loop that spins and says so beats one that is gone.
+                Notice::Trouble { text: Fault::io("poll", &e).to_string() }.log();
+            }
+            let now = Time::now();
+            for event in &events {
+                if let Some(source) = self.sources.find(event.token()) {
+                    self.ready(now, source, event.is_writable());
+                }
+            }
+            while let Some(timer) = self.timers.pop_due(now) {
+                if timer == Timer::Exit {
+                    Notice::ExitTime.log();
+                    return End::ExitTime;
+                }
+                self.due(now, timer);
+            }
+        }
+    }
+
+    fn ready(&mut self, now: Time, source: Source, writable: bool) {
+        match source {
+            Source::Signals => self.take_signals(now),
+            Source::Control => self.accept_clients(now),
+            Source::Client(number) => self.serve_client(now, number),
+            Source::Listen(id) => self.knock(now, id),
+            Source::Status(id, worker) => self.read_status(now, id, worker),
+            Source::Trigger(number) => self.trigger_ready(number, writable),
+            Source::Names => self.names_ready(now),
+        }
+    }
+
+    fn due(&mut self, now: Time, timer: Timer) {
+        match timer {
+            Timer::Policy(id) => self.feed(now, id, Event::Tick),
+            Timer::Wakeup(id) => self.wake(now, id),
+            Timer::Bind(id) => self.bind_again(now, id),
+            Timer::Trigger(number) => self.end_trigger(number),
+            Timer::Client(number) => self.end_client(number),
+            Timer::Exit => {}
+        }
+    }
+
+    fn take_signals(&mut self, now: Time) {
+        for signal in self.signals.take() {
+            match signal {
+                SIGCHLD => self.reap(now),
+                SIGHUP if self.ending.is_none() => self.reload(now, None, Extent::All),
+                SIGHUP => {}
+                deadly => self.end(now, deadly),
+            }
+        }
+    }
+
+    /// Ends every service and then the loop (P01): SIGTERM at once, SIGKILL when that does not help.
+    fn end(&mut self, now: Time, signal: i32) {
+        if self.ending.is_some() {
+            return;
+        }
+        Notice::Terminating { signal }.log();
+        monitor::notify("STOPPING=1");
+        self.ending = Some(signal);
+        for id in self.services.keys().copied().collect::<Vec<_>>() {
+            self.retire_service(now, id, Duration::ZERO);
+        }
+    }
+
+    /// Tells a pool and does what it says.
+    fn feed(&mut self, now: Time, id: ServiceId, event: Event) {
+        let mut actions = Vec::new();
+        if let Some(service) = self.services.get_mut(&id) {
+            service.pool.on(now, event, &mut actions);
+        }
+        self.execute(now, id, actions);
+    }
+
+    fn execute(&mut self, now: Time, id: ServiceId, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Listen(on) => self.set_listening(id, on),
+                Action::Spawn(worker, stress) => self.spawn(now, id, worker, stress),
+                Action::Retire(worker) => self.retire(id, worker),
+                Action::Kill(worker, kill) => self.kill(id, worker, kill),
+                Action::Timer(at) => self.timers.set(Timer::Policy(id), at),
+                Action::Gone => self.forget(id),
+                Action::Log(notice) => notice.log(),
+            }
+        }
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number
+    }
+
+    /// A service's wakeup timer has come. While it is throttled nothing is sent, and the timer goes
+    /// on (N04).
+    fn wake(&mut self, now: Time, id: ServiceId) {
+        let Some(service) = self.services.get_mut(&id) else {
+            return;
+        };
+        let fires = service.alarm.fire(now);
+        self.timers.set(Timer::Wakeup(id), service.alarm.next());
+        if !fires || service.pool.throttled_until().is_some() || service.listeners.is_empty() {
+            return;
+        }
+        let def = &service.configured.def;
+        let result = trigger::wake(&def.endpoints[0], def.key.transport, self.config.owner);
+        match result {
+            Ok(None) => {}
+            Ok(Some(trigger)) => {
+                let number = self.number();
+                let interest = if trigger.unsent { Interest::WRITABLE } else { Interest::READABLE };
+                let added = self.sources.add(trigger.fd.as_fd(), interest, Source::Trigger(number));
+                if let Ok(token) = added {
+                    self.triggers.insert(number, (trigger, token, id));
+                    self.timers.set(Timer::Trigger(number), Some(now + TRIGGER_TIME));
+                }
+            }
+            Err(e) => self.wakeup_failed(id, &e),
+        }
+    }
+
+    fn wakeup_failed(&self, id: ServiceId, error: &io::Error) {
+        let Some(service) = self.services.get(&id) else {
+            return;
+        };
+        let (ext_name, name) = service.names();
+        let reason = worker_proto::sys::errno_text(error);
+        Notice::WakeupFailed { ext_name, name, reason }.log();
+    }
+
+    fn trigger_ready(&mut self, number: u64, writable: bool) {
+        let Some((trigger, token, id)) = self.triggers.get_mut(&number) else {
+            return;
+        };
+        let id = *id;
+        if !(trigger.unsent && writable) {
+            return self.end_trigger(number);
+        }
+        if let Err(e) = trigger.connected() {
+            self.wakeup_failed(id, &e);
+            return self.end_trigger(number);
+        }
+        let watched = self.sources.change(trigger.fd.as_fd(), *token, Interest::READABLE);
+        if watched.is_err() {
+            self.end_trigger(number);
+        }
+    }
+
+    fn end_trigger(&mut self, number: u64) {
+        if let Some((trigger, token, _)) = self.triggers.remove(&number) {
+            self.sources.remove(trigger.fd.as_fd(), token);
+        }
+        self.timers.set(Timer::Trigger(number), None);
+    }
+}
+
+/// A poll whose descriptor lies above those that workers get by number: the low ones are taken
+/// while it is made.
+fn high_poll() -> io::Result<Poll> {
+    let null = std::fs::File::open("/dev/null")?;
+    let mut taken = vec![null];
+    while std::os::fd::AsRawFd::as_raw_fd(&taken[taken.len() - 1]) < HIGH_FD {
+        taken.push(taken[0].try_clone()?);
+    }
+    Poll::new()
+}

@@ -1,0 +1,406 @@
+//! reload - from the running table to the next, as a transaction
+//!
+//! Read, ask for names, compare, bind what is new: up to there an error leaves everything as it was.
+//! Then commit, and tell the workers of what has changed (W01, W02).
+
+use std::collections::HashSet;
+use std::io::Read;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use mio::Interest;
+use worker_proto::clock::Time;
+use worker_proto::diagnostic::Fault;
+use worker_proto::sys;
+
+use super::service::Service;
+use super::{Master, ServiceId, Source, Timer};
+use crate::avail::Event;
+use crate::conf::{self, Changes};
+use crate::config::{self, Config, Configured, Problems};
+use crate::listen::Listener;
+use crate::monitor;
+use crate::names::Names;
+use crate::notice::Notice;
+use crate::service::{Endpoint, Key};
+
+/// How far a reload goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// Workers of every service are renewed: Postfix's way.
+    All,
+    /// Only workers of changed services are renewed (W15).
+    Changed,
+    /// Nothing is changed; the differences are told.
+    Look,
+}
+
+/// A reload that waits for the addresses of hosts.
+pub(super) struct Reloading {
+    /// Who asked for it over the control socket.
+    client: Option<u64>,
+    extent: Extent,
+    names: Names,
+    answers: Vec<u8>,
+    output: std::fs::File,
+    token: mio::Token,
+    /// Another reload was asked for meanwhile.
+    again: bool,
+}
+
+impl Master {
+    /// Begins a reload. `client` gets the outcome.
+    pub(super) fn reload(&mut self, now: Time, client: Option<u64>, extent: Extent) {
+        if let Some(reloading) = &mut self.reloading {
+            // Several merge; the files are read once more when this one is done.
+            reloading.again = true;
+            if let Some(client) = client {
+                let text = "a reload is under way; the files will be read again after it\n";
+                self.answer(client, 0, text);
+            }
+            return;
+        }
+        let directory = self.config.directory.display().to_string();
+        Notice::Reload { version: version(), directory }.log();
+        monitor::notify("RELOADING=1");
+        if let Err(fault) = worker_proto::log::reopen() {
+            Notice::Trouble { text: fault.to_string() }.log();
+        }
+        let names = Names::silent();
+        let read = config::read(&self.config.directory, None, &names);
+        if names.missing().is_empty() {
+            return self.finish_reload(now, client, extent, read);
+        }
+        match ask_elsewhere(&self.birth.program, &names.missing()) {
+            Ok(output) => {
+                let added = self.sources.add(output.as_fd(), Interest::READABLE, Source::Names);
+                let Ok(token) = added else { return };
+                let answers = Vec::new();
+                let again = false;
+                self.reloading =
+                    Some(Reloading { client, extent, names, answers, output, token, again });
+            }
+            Err(fault) => self.finish_reload(now, client, extent, Err(fault.into())),
+        }
+    }
+
+    /// The helper process has answered, or ended.
+    pub(super) fn names_ready(&mut self, now: Time) {
+        let Some(reloading) = &mut self.reloading else {
+            return;
+        };
+        let mut bytes = [0; 4096];
+        loop {
+            match reloading.output.read(&mut bytes) {
+                Ok(0) => break,
+                Ok(size) => reloading.answers.extend_from_slice(&bytes[..size]),
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        let Some(done) = self.reloading.take() else {
+            return;
+        };
+        self.sources.remove(done.output.as_fd(), done.token);
+        for line in String::from_utf8_lossy(&done.answers).lines() {
+            let mut words = line.split(' ');
+            let host = words.next().unwrap_or("");
+            done.names.learn(host, words.filter_map(|w| w.parse::<IpAddr>().ok()).collect());
+        }
+        // A host without an answer has no address.
+        for host in done.names.missing() {
+            done.names.learn(&host, Vec::new());
+        }
+        let read = config::read(&self.config.directory, None, &done.names);
+        self.finish_reload(now, done.client, done.extent, read);
+        if done.again {
+            self.reload(now, None, done.extent);
+        }
+    }
+
+    fn finish_reload(
+        &mut self,
+        now: Time,
+        client: Option<u64>,
+        extent: Extent,
+        read: Result<Config, Problems>,
+    ) {
+        let (code, text) = match read {
+            Ok(config) if extent == Extent::Look => (0, self.describe(&config)),
+            Ok(config) => (0, self.commit(now, config, extent == Extent::Changed)),
+            Err(problems) if extent == Extent::Look => (1, problems.to_string()),
+            Err(problems) => (1, refuse(&problems)),
+        };
+        if extent != Extent::Look {
+            monitor::notify("READY=1");
+        }
+        if let Some(client) = client {
+            self.answer(client, code, &text);
+        }
+    }
+
+    /// Makes a configuration the running one. Nothing here can fail as a whole: a socket that cannot
+    /// be bound is the trouble of one service, which is tried again.
+    fn commit(&mut self, now: Time, mut config: Config, changed_only: bool) -> String {
+        let mut text: String = config.warnings.iter().map(|w| format!("{w:#}\n")).collect();
+        for warning in &config.warnings {
+            Notice::OddConfig { text: warning.to_string() }.log();
+        }
+        self.keep_fixed(&mut config);
+        let defs: Vec<_> = config.services.iter().map(|c| c.def.clone()).collect();
+        let changes = self.changes(&config);
+        self.config = config;
+        for key in &changes.removed {
+            self.remove(now, key, &defs.iter().flat_map(|d| d.endpoints.iter()).collect());
+        }
+        for &at in &changes.added {
+            let configured = self.config.services[at].clone();
+            let bound = Service::bind(&configured.def, &self.config);
+            let id = self.add(now, configured, bound);
+            self.start(now, id);
+            text.extend(self.services[&id].unbound.iter().map(|u| format!("{}\n", u.reason)));
+        }
+        let mut changed_count = 0;
+        for &(at, changed) in &changes.kept {
+            let configured = self.config.services[at].clone();
+            let Some(&id) = self.by_key.get(&configured.def.key) else {
+                continue;
+            };
+            changed_count += usize::from(changed);
+            self.redefine(now, id, configured, changed, !changed_only || changed);
+        }
+        let (added, removed) = (changes.added.len(), changes.removed.len());
+        let kept = changes.kept.len() - changed_count;
+        let notice = Notice::Reloaded { added, removed, changed: changed_count, kept };
+        notice.log();
+        text + &format!("{notice}\n")
+    }
+
+    fn changes(&self, config: &Config) -> Changes {
+        let current = self.services.values().filter(|s| !s.pool.is_stopping());
+        let current = current.map(|s| (s.configured.def.key.clone(), &s.configured)).collect();
+        conf::changes(&current, &config.services)
+    }
+
+    /// What a reload would do.
+    fn describe(&self, config: &Config) -> String {
+        let changes = self.changes(config);
+        let name = |at: &usize| {
+            let def = &config.services[*at].def;
+            format!("{} {}", def.ext_name, def.key.transport)
+        };
+        let added = changes.added.iter().map(|at| format!("+ {}\n", name(at)));
+        let changed = changes.kept.iter().filter(|(_, changed)| *changed);
+        let changed = changed.map(|(at, _)| format!("~ {}\n", name(at)));
+        let removed = changes.removed.iter().map(|k| format!("- {} {}\n", k.name, k.transport));
+        let lines: String = added.chain(changed).chain(removed).collect();
+        if lines.is_empty() { "no service would change\n".to_owned() } else { lines }
+    }
+
+    /// What a running master cannot change keeps its value (C02).
+    fn keep_fixed(&self, config: &mut Config) {
+        let old = &self.config.common;
+        let new = &mut config.common;
+        let fixed = [
+            ("queue_directory", &old.queue_directory, &mut new.queue_directory),
+            ("data_directory", &old.data_directory, &mut new.data_directory),
+        ];
+        for (name, old, new) in fixed {
+            if old != new {
+                let (name, new_text) = (name.to_owned(), new.display().to_string());
+                let old_text = old.display().to_string();
+                Notice::IgnoredChange { name, old: old_text, new: new_text }.log();
+                new.clone_from(old);
+            }
+        }
+    }
+
+    /// A new service; [`Master::start`] makes it listen.
+    pub(super) fn add(
+        &mut self,
+        now: Time,
+        configured: Configured,
+        bound: Result<Vec<Listener>, Fault>,
+    ) -> ServiceId {
+        let id = ServiceId(self.number());
+        self.by_key.insert(configured.def.key.clone(), id);
+        let mut service = Service::new(now, configured);
+        match bound {
+            Ok(listeners) => service.listeners = listeners,
+            Err(fault) => {
+                let at = service.bind_failed(now, &fault);
+                self.timers.set(Timer::Bind(id), Some(at));
+                let (ext_name, name) = service.names();
+                Notice::BindFailed { ext_name, name, reason: fault.to_string() }.log();
+            }
+        }
+        self.services.insert(id, service);
+        id
+    }
+
+    pub(super) fn start(&mut self, now: Time, id: ServiceId) {
+        let mut actions = Vec::new();
+        let Some(service) = self.services.get_mut(&id) else {
+            return;
+        };
+        service.pool.start(now, &mut actions);
+        self.timers.set(Timer::Wakeup(id), service.alarm.next());
+        self.execute(now, id, actions);
+    }
+
+    fn remove(&mut self, now: Time, key: &Key, still_used: &HashSet<&Endpoint>) {
+        let Some(id) = self.by_key.remove(key) else {
+            return;
+        };
+        if let Some(service) = self.services.get(&id) {
+            // Another type may listen at the same path from now on.
+            let unused = |l: &&Listener| !still_used.contains(l.endpoint());
+            service.listeners.iter().filter(unused).for_each(Listener::unlink);
+        }
+        self.retire_service(now, id, self.config.master.stop_grace);
+    }
+
+    /// Stops a service: no more clients, and its workers end.
+    pub(super) fn retire_service(&mut self, now: Time, id: ServiceId, grace: Duration) {
+        self.set_listening(id, false);
+        let Some(service) = self.services.get_mut(&id) else {
+            return;
+        };
+        service.alarm.stop();
+        service.listeners.clear();
+        self.timers.set(Timer::Wakeup(id), None);
+        self.timers.set(Timer::Bind(id), None);
+        self.feed(now, id, Event::Remove(grace));
+    }
+
+    /// A removed service's last worker has ended.
+    pub(super) fn forget(&mut self, id: ServiceId) {
+        self.services.remove(&id);
+        self.timers.set(Timer::Policy(id), None);
+    }
+
+    fn redefine(
+        &mut self,
+        now: Time,
+        id: ServiceId,
+        configured: Configured,
+        changed: bool,
+        retire: bool,
+    ) {
+        let backlog = self.config.backlog(&configured.def);
+        let Some(service) = self.services.get_mut(&id) else {
+            return;
+        };
+        let moved = service.configured.def.endpoints != configured.def.endpoints;
+        let rules = configured.rules.clone();
+        service.redefine(now, configured);
+        service.listeners.iter().for_each(|l| l.set_backlog(backlog));
+        self.timers.set(Timer::Wakeup(id), service.alarm.next());
+        if moved {
+            self.rebind(now, id);
+        }
+        self.feed(now, id, Event::Reload { rules, changed, retire });
+    }
+
+    /// The addresses of a service are others than before: keeps the sockets that stay, binds the
+    /// new, closes the rest (W09).
+    fn rebind(&mut self, now: Time, id: ServiceId) {
+        let Some(service) = self.services.get_mut(&id) else {
+            return;
+        };
+        let wanted = service.wants_listen;
+        self.set_listening(id, false);
+        let Some(service) = self.services.get_mut(&id) else {
+            return;
+        };
+        let def = service.configured.def.clone();
+        service.listeners.retain(|l| def.endpoints.contains(l.endpoint()));
+        let mut result = Ok(());
+        for endpoint in &def.endpoints {
+            if service.listeners.iter().any(|l| l.endpoint() == endpoint) {
+                continue;
+            }
+            let backlog = self.config.backlog(&def);
+            match Listener::bind(endpoint, def.key.transport, backlog, self.config.owner) {
+                Ok(listener) => service.listeners.push(listener),
+                Err(fault) => result = Err(fault),
+            }
+        }
+        // Workers get the sockets in the order of the addresses, and all of them.
+        service.listeners.sort_by_key(|l| def.endpoints.iter().position(|e| e == l.endpoint()));
+        let (ext_name, name) = service.names();
+        match result {
+            Ok(()) => {
+                if service.unbound.take().is_some() {
+                    Notice::BindRecovered { ext_name, name }.log();
+                }
+            }
+            Err(fault) => {
+                let first = service.unbound.is_none();
+                let at = service.bind_failed(now, &fault);
+                self.timers.set(Timer::Bind(id), Some(at));
+                if first {
+                    Notice::BindFailed { ext_name, name, reason: fault.to_string() }.log();
+                }
+                // Half of the sockets would be another service than the one that is defined.
+                service.listeners.clear();
+            }
+        }
+        self.set_listening(id, wanted);
+    }
+
+    pub(super) fn bind_again(&mut self, now: Time, id: ServiceId) {
+        if self.services.get(&id).is_some_and(|s| s.unbound.is_some()) {
+            self.rebind(now, id);
+        }
+    }
+}
+
+/// The version of this program.
+pub(super) fn version() -> String {
+    env!("CARGO_PKG_VERSION").to_owned()
+}
+
+fn refuse(problems: &Problems) -> String {
+    log_problems(problems);
+    let notice = Notice::ReloadRefused { errors: problems.count() };
+    notice.log();
+    format!("{problems}{notice}\n")
+}
+
+/// Logs every complaint as a line.
+pub(crate) fn log_problems(problems: &Problems) {
+    use worker_proto::diagnostic::Severity;
+    for diagnostic in &problems.diagnostics {
+        let text = diagnostic.to_string();
+        match diagnostic.severity {
+            Severity::Error => Notice::BadConfig { text }.log(),
+            Severity::Warning => Notice::OddConfig { text }.log(),
+        }
+    }
+    for fault in &problems.faults {
+        Notice::BadConfig { text: fault.to_string() }.log();
+    }
+}
+
+/// Asks for the addresses of hosts in another process, so that a slow resolver stops nobody. It
+/// writes a line for each: the host and its addresses.
+fn ask_elsewhere(program: &std::path::Path, hosts: &[String]) -> Result<std::fs::File, Fault> {
+    let fault = |e: &std::io::Error| Fault::io("start a process to resolve names", e);
+    let mut command = Command::new(program);
+    command.arg("--resolve").args(hosts).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().map_err(|e| fault(&e))?;
+    let output: ChildStdout = child
+        .stdout
+        .take()
+        .ok_or_else(|| Fault::new("start a process to resolve names", "no output"))?;
+    // Its end is seen with that of the workers.
+    let output = sys::set_high(OwnedFd::from(output)).map_err(|e| fault(&e))?;
+    let output = std::fs::File::from(output);
+    nix::fcntl::fcntl(&output, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))
+        .map_err(|errno| fault(&errno.into()))?;
+    Ok(output)
+}

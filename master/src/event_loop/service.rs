@@ -1,0 +1,141 @@
+//! service - one service while it runs
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use mio::Token;
+use worker_proto::abi::Generation;
+use worker_proto::clock::Time;
+use worker_proto::diagnostic::Fault;
+use worker_proto::sys::{ChildStack, SpawnImage, Spawned};
+
+use super::Birth;
+use crate::avail::{Pool, WorkerId};
+use crate::channel::Channel;
+use crate::config::{Config, Configured};
+use crate::limits;
+use crate::listen::Listener;
+use crate::plan;
+use crate::service::{Endpoint, ServiceDef};
+use crate::stage2;
+use crate::wakeup::Alarm;
+
+pub(super) struct Service {
+    pub(super) configured: Configured,
+    pub(super) pool: Pool,
+    pub(super) alarm: Alarm,
+    pub(super) listeners: Vec<Listener>,
+    /// Registrations of the listeners; empty while nobody is waited for.
+    pub(super) listening: Vec<Token>,
+    pub(super) wants_listen: bool,
+    pub(super) workers: HashMap<WorkerId, Live>,
+    pub(super) unbound: Option<Unbound>,
+    image: Option<SpawnImage>,
+}
+
+/// A worker's process.
+pub(super) struct Live {
+    pub(super) pid: i32,
+    pub(super) generation: Generation,
+    pub(super) channel: Channel,
+    pub(super) token: Option<Token>,
+}
+
+/// Why a service has no sockets, or not those it should have.
+pub(super) struct Unbound {
+    pub(super) reason: String,
+    pub(super) pause: Duration,
+    pub(super) next: Time,
+}
+
+/// The first and the longest pause before binding is tried again.
+const BIND_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+impl Service {
+    pub(super) fn new(now: Time, configured: Configured) -> Self {
+        Self {
+            pool: Pool::new(configured.rules.clone()),
+            alarm: Alarm::new(now, configured.def.wakeup),
+            configured,
+            listeners: Vec::new(),
+            listening: Vec::new(),
+            wants_listen: false,
+            workers: HashMap::new(),
+            unbound: None,
+            image: None,
+        }
+    }
+
+    /// Binds all endpoints of a definition, or none.
+    pub(super) fn bind(def: &ServiceDef, config: &Config) -> Result<Vec<Listener>, Fault> {
+        let bind = |endpoint: &Endpoint| {
+            Listener::bind(endpoint, def.key.transport, config.backlog(def), config.owner)
+        };
+        def.endpoints.iter().map(bind).collect()
+    }
+
+    /// Binding has failed: when to try again.
+    pub(super) fn bind_failed(&mut self, now: Time, fault: &Fault) -> Time {
+        let (first, most) = BIND_PAUSE;
+        let pause = self.unbound.as_ref().map_or(first, |u| (u.pause * 2).min(most));
+        let next = now + pause;
+        self.unbound = Some(Unbound { reason: fault.to_string(), pause, next });
+        next
+    }
+
+    /// Names for notices: as written, and canonical.
+    pub(super) fn names(&self) -> (String, String) {
+        let def = &self.configured.def;
+        (def.ext_name.clone(), def.key.name.clone())
+    }
+
+    /// Takes over a new definition; the command line is made anew when it is needed.
+    pub(super) fn redefine(&mut self, now: Time, configured: Configured) {
+        self.alarm = Alarm::new(now, configured.def.wakeup);
+        self.configured = configured;
+        self.image = None;
+    }
+
+    pub(super) fn start_worker(
+        &mut self,
+        birth: &Birth,
+        config: &Config,
+        stack: &mut ChildStack,
+        generation: Generation,
+        stress: bool,
+    ) -> io::Result<(Live, Spawned)> {
+        let (channel, status) = Channel::pair()?;
+        let listen: Vec<BorrowedFd<'_>> = self.listeners.iter().map(AsFd::as_fd).collect();
+        let image = match &mut self.image {
+            Some(image) => image,
+            empty => empty.insert(image(&self.configured, birth, config)?),
+        };
+        let spawned =
+            image.spawn(stack, generation, stress, status.as_fd(), &listen, birth.files)?;
+        let pid = spawned.pid.as_raw();
+        Ok((Live { pid, generation, channel, token: None }, spawned))
+    }
+}
+
+/// A service with limits is started through our own second stage, which sets them.
+fn image(configured: &Configured, birth: &Birth, config: &Config) -> io::Result<SpawnImage> {
+    let plan = plan::plan(&configured.def, &config.common.daemon_directory, birth.flags);
+    if configured.limits.is_empty() {
+        return SpawnImage::new(&plan.path, &plan.args, &birth.environment, plan.stress);
+    }
+    let cgroup = match config.master.cgroup_root.as_str() {
+        "" => String::new(),
+        root => {
+            let group = limits::parameter_prefix(&configured.def.ext_name);
+            Path::new(root).join(group).display().to_string()
+        }
+    };
+    let word = limits::to_word(&configured.limits);
+    let args = stage2::command_line(&word, &cgroup, &plan.path, &plan.args);
+    let program = birth.program.as_os_str().as_encoded_bytes();
+    let stress = plan.stress.map(|at| at + stage2::WORDS);
+    SpawnImage::new(program, &args, &birth.environment, stress)
+}

@@ -1,0 +1,186 @@
+//! workers - starting, hearing, telling and reaping processes
+
+use std::os::fd::AsFd;
+
+use mio::Interest;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use worker_proto::clock::Time;
+use worker_proto::diagnostic::Fault;
+use worker_proto::status::StatusRecord;
+use worker_proto::sys::errno_text;
+
+use super::service::Live;
+use super::{Master, ServiceId, Source, Timer};
+use crate::avail::{Event, Exit, Kill, WorkerId};
+use crate::channel::Read;
+use crate::notice::Notice;
+
+/// The most records of one worker that are read in one turn: nobody else waits for a flood.
+const RECORDS_A_TURN: usize = 64;
+
+impl Master {
+    /// The only place that registers and deregisters listen sockets.
+    pub(super) fn set_listening(&mut self, id: ServiceId, on: bool) {
+        let Some(service) = self.services.get_mut(&id) else {
+            return;
+        };
+        service.wants_listen = on;
+        for (listener, token) in service.listeners.iter().zip(service.listening.drain(..)) {
+            self.sources.remove(listener.as_fd(), token);
+        }
+        if !on {
+            return;
+        }
+        for listener in &service.listeners {
+            match self.sources.add(listener.as_fd(), Interest::READABLE, Source::Listen(id)) {
+                Ok(token) => service.listening.push(token),
+                Err(e) => {
+                    Notice::Trouble { text: Fault::io("watch a listen socket", &e).to_string() }
+                        .log();
+                }
+            }
+        }
+    }
+
+    pub(super) fn knock(&mut self, now: Time, id: ServiceId) {
+        self.feed(now, id, Event::Knock);
+        // With a burst the service may still want more: registering again reports who waits.
+        let again = self.services.get(&id).is_some_and(|s| s.wants_listen);
+        if again {
+            self.set_listening(id, true);
+        }
+    }
+
+    pub(super) fn spawn(&mut self, now: Time, id: ServiceId, worker: WorkerId, stress: bool) {
+        self.generation.0 += 1;
+        let Some(service) = self.services.get_mut(&id) else {
+            return;
+        };
+        let started = service.start_worker(
+            &self.birth,
+            &self.config,
+            &mut self.stack,
+            self.generation,
+            stress,
+        );
+        let (mut live, spawned) = match started {
+            Ok(started) => started,
+            Err(e) => return self.feed(now, id, Event::StartFailed(worker, errno_text(&e))),
+        };
+        if let Some(e) = spawned.exec_error {
+            let path = service.configured.rules.path.clone();
+            Notice::ExecFailed { path, reason: errno_text(&e) }.log();
+        }
+        let source = Source::Status(id, worker);
+        live.token = self.sources.add(live.channel.as_fd(), Interest::READABLE, source).ok();
+        let pid = live.pid;
+        self.pids.insert(pid, (id, worker));
+        service.workers.insert(worker, live);
+        service.alarm.used(now);
+        self.timers.set(Timer::Wakeup(id), service.alarm.next());
+        self.feed(now, id, Event::Started(worker, pid));
+    }
+
+    /// Reads what a worker says. It is gossip: it changes what we think of that worker and nothing
+    /// else.
+    pub(super) fn read_status(&mut self, now: Time, id: ServiceId, worker: WorkerId) {
+        for _ in 0..RECORDS_A_TURN {
+            let Some(live) = self.live(id, worker) else {
+                return;
+            };
+            match live.channel.read() {
+                Read::Record(record) => self.record(now, id, worker, record),
+                Read::Odd(size) => {
+                    let pid = live.pid;
+                    let Some(service) = self.services.get(&id) else {
+                        return;
+                    };
+                    let (ext_name, name) = service.names();
+                    Notice::PartialStatus { ext_name, name, pid, size }.log();
+                }
+                Read::Empty => return,
+                Read::End => {
+                    // It has closed its end; that it is gone is for waitpid(2) to say.
+                    if let Some(token) = live.token.take() {
+                        let channel = &self.services[&id].workers[&worker].channel;
+                        self.sources.remove(channel.as_fd(), token);
+                    }
+                    return;
+                }
+            }
+        }
+        let Some(service) = self.services.get(&id) else {
+            return;
+        };
+        if let Some(Live { channel, token: Some(token), .. }) = service.workers.get(&worker) {
+            // The rest is reported again in the next turn.
+            let _ = self.sources.change(channel.as_fd(), *token, Interest::READABLE);
+        }
+    }
+
+    fn live(&mut self, id: ServiceId, worker: WorkerId) -> Option<&mut Live> {
+        self.services.get_mut(&id)?.workers.get_mut(&worker)
+    }
+
+    fn record(&mut self, now: Time, id: ServiceId, worker: WorkerId, record: StatusRecord) {
+        let Some(live) = self.live(id, worker) else {
+            return;
+        };
+        if record.pid != live.pid || record.generation != live.generation {
+            let generation = record.generation.to_string();
+            return Notice::ForeignStatus { pid: record.pid, generation }.log();
+        }
+        match record.availability() {
+            Some(availability) => self.feed(now, id, Event::Status(worker, availability)),
+            None => Notice::UnknownStatus { pid: record.pid, state: record.state }.log(),
+        }
+    }
+
+    pub(super) fn retire(&mut self, id: ServiceId, worker: WorkerId) {
+        if let Some(live) = self.live(id, worker) {
+            live.channel.retire();
+        }
+    }
+
+    pub(super) fn kill(&mut self, id: ServiceId, worker: WorkerId, how: Kill) {
+        let signal = match how {
+            Kill::Term => Signal::SIGTERM,
+            Kill::Kill => Signal::SIGKILL,
+        };
+        if let Some(live) = self.live(id, worker) {
+            // The process is ours until it is waited for, so the number is not another's.
+            let _ = kill(Pid::from_raw(live.pid), signal);
+        }
+    }
+
+    /// Waits for every child that has ended (L01). One that is not ours is nothing to fear (W14).
+    pub(super) fn reap(&mut self, now: Time) {
+        loop {
+            let (pid, exit) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, status)) => (pid, Exit::Status(status)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, Exit::Signal(signal as i32)),
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
+                // Stopped or continued: it lives (L02).
+                Ok(_) | Err(Errno::EINTR) => continue,
+                Err(errno) => {
+                    let text = Fault::io("waitpid", &errno.into()).to_string();
+                    return Notice::Trouble { text }.log();
+                }
+            };
+            let Some((id, worker)) = self.pids.remove(&pid.as_raw()) else {
+                Notice::DebugUnknownChild { pid: pid.as_raw() }.log();
+                continue;
+            };
+            // What it wrote before it ended counts.
+            self.read_status(now, id, worker);
+            let live = self.services.get_mut(&id).and_then(|s| s.workers.remove(&worker));
+            if let Some(Live { channel, token: Some(token), .. }) = live {
+                self.sources.remove(channel.as_fd(), token);
+            }
+            self.feed(now, id, Event::Ended(worker, exit));
+        }
+    }
+}

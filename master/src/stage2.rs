@@ -1,0 +1,111 @@
+//! stage2 - what is set up for a service's process before its program runs
+//!
+//! `master --stage2 LIMITS CGROUP PATH ARG...` sets the limits in ordinary code and becomes the
+//! program: nothing of it is done between clone and exec, and services without limits pay nothing.
+
+use std::ffi::{CString, OsString};
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::sys::prctl::set_no_new_privs;
+use nix::sys::resource::{RLIM_INFINITY, Resource as Rlimit, setrlimit};
+use nix::unistd::execv;
+use worker_proto::diagnostic::Fault;
+use worker_proto::sys;
+
+use crate::limits::{self, Limit, Resource, Setting, Value};
+
+/// The option that asks for it.
+pub const OPTION: &str = "--stage2";
+/// How many words come before the program's own arguments.
+pub const WORDS: usize = 5;
+
+/// The command line of the second stage for a program.
+#[must_use]
+pub fn command_line(limits: &str, cgroup: &str, path: &[u8], args: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let words =
+        [b"master".as_slice(), OPTION.as_bytes(), limits.as_bytes(), cgroup.as_bytes(), path];
+    words.into_iter().map(<[u8]>::to_vec).chain(args.iter().cloned()).collect()
+}
+
+/// Sets the limits and becomes the program; `words` are those behind [`OPTION`]. It only returns to
+/// say what went wrong.
+pub fn run(words: &[OsString]) -> Fault {
+    let [limits, cgroup, path, args @ ..] = words else {
+        return Fault::new("second stage", "too few arguments");
+    };
+    let limits = match limits::from_word(&limits.to_string_lossy()) {
+        Ok(limits) => limits,
+        Err(problem) => return Fault::new("second stage", problem),
+    };
+    for limit in &limits {
+        if let Err(fault) = apply(limit, Path::new(cgroup)) {
+            return fault;
+        }
+    }
+    if let Err(fault) = join(&limits, Path::new(cgroup)) {
+        return fault;
+    }
+    let c_string = |word: &OsString| CString::new(word.as_bytes()).unwrap_or_default();
+    let args: Vec<CString> = args.iter().map(c_string).collect();
+    match execv(&c_string(path), &args) {
+        Ok(never) => match never {},
+        Err(errno) => Fault::io(format!("exec {}", path.to_string_lossy()), &errno.into()),
+    }
+}
+
+fn apply(limit: &Limit, cgroup: &Path) -> Result<(), Fault> {
+    let result = match (limit.setting, limit.value) {
+        (Setting::Rlimit(resource), Value::Bounds(soft, hard)) => {
+            let bound = |b: Option<u64>| b.unwrap_or(RLIM_INFINITY);
+            setrlimit(rlimit(resource), bound(soft), bound(hard)).map_err(io::Error::from)
+        }
+        (Setting::Nice, Value::Number(nice)) => sys::set_priority(nice),
+        (Setting::OomScore, Value::Number(score)) => {
+            fs::write("/proc/self/oom_score_adj", score.to_string())
+        }
+        (Setting::NoNewPrivs, Value::On) => set_no_new_privs().map_err(io::Error::from),
+        (Setting::CgroupMemory, Value::Bounds(_, hard)) => group_limit(cgroup, "memory.max", hard),
+        (Setting::CgroupPids, Value::Bounds(_, hard)) => group_limit(cgroup, "pids.max", hard),
+        // The reader of limits gives each setting the value of its kind.
+        _ => Err(io::ErrorKind::InvalidInput.into()),
+    };
+    result.map_err(|e| Fault::io(format!("set {limit}"), &e))
+}
+
+/// Without a delegated group (`cgroup_root` is empty) these limits are not set.
+fn group_limit(cgroup: &Path, file: &str, most: Option<u64>) -> io::Result<()> {
+    if cgroup.as_os_str().is_empty() {
+        return Ok(());
+    }
+    match fs::create_dir(cgroup) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+        _ => {}
+    }
+    fs::write(cgroup.join(file), most.map_or_else(|| "max".to_owned(), |n| n.to_string()))
+}
+
+fn join(limits: &[Limit], cgroup: &Path) -> Result<(), Fault> {
+    let grouped = |l: &Limit| matches!(l.setting, Setting::CgroupMemory | Setting::CgroupPids);
+    if cgroup.as_os_str().is_empty() || !limits.iter().any(grouped) {
+        return Ok(());
+    }
+    let file = cgroup.join("cgroup.procs");
+    fs::write(&file, "0").map_err(|e| Fault::io(format!("write {}", file.display()), &e))
+}
+
+const fn rlimit(resource: Resource) -> Rlimit {
+    match resource {
+        Resource::AddressSpace => Rlimit::RLIMIT_AS,
+        Resource::Core => Rlimit::RLIMIT_CORE,
+        Resource::Cpu => Rlimit::RLIMIT_CPU,
+        Resource::Data => Rlimit::RLIMIT_DATA,
+        Resource::FileSize => Rlimit::RLIMIT_FSIZE,
+        Resource::Memlock => Rlimit::RLIMIT_MEMLOCK,
+        Resource::OpenFiles => Rlimit::RLIMIT_NOFILE,
+        Resource::Processes => Rlimit::RLIMIT_NPROC,
+        Resource::Stack => Rlimit::RLIMIT_STACK,
+    }
+}
