@@ -2,3 +2,4 @@
 #![forbid(unsafe_code)]
 
 pub mod outcome;
+pub mod smtp;

@@ -1,0 +1,7 @@
+//! smtp - the protocol, both sides, without a socket
+//!
+//! `reply` and `dot` are the grammar, `session` the client, `server` the server. None of them reads
+//! a clock or a descriptor: they take bytes and give bytes. `stream` is where the sockets are.
+
+pub mod dot;
+pub mod reply;
