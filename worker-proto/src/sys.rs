@@ -77,6 +77,16 @@ pub fn take_fd(raw: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
+/// Owns a descriptor that a system call has just made for the caller and told by number.
+///
+/// # Errors
+/// The number is none.
+pub(crate) fn adopt(raw: RawFd) -> io::Result<OwnedFd> {
+    check(raw)?;
+    // SAFETY: by the contract above nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
 /// Closes every descriptor from `first` up, whoever owns it: for the first lines of a program.
 ///
 /// # Errors

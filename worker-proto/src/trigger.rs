@@ -1,0 +1,104 @@
+//! trigger - a worker that is told that there is work, and by whom does not matter
+//!
+//! A request is a few bytes; what they do not know, services ignore (Q10).
+
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::{alarm, read};
+
+use crate::abi::{TRIGGER_BUF, Transport};
+use crate::client::Client;
+use crate::diagnostic::Fault;
+use crate::server::{self, Configured, Jailed, Limit};
+
+/// What a program does when it is told.
+pub trait Trigger: Sized {
+    /// What it needs of its line in master.cf.
+    const LIMIT: Limit = Limit::Any;
+
+    /// Reads its parameters and opens what it will need, while the process has its privileges.
+    ///
+    /// # Errors
+    /// The worker cannot serve.
+    fn configure(configured: &mut Configured) -> Result<Self, Fault>;
+
+    /// Does what a request asks for.
+    fn request(&mut self, bytes: &[u8]);
+}
+
+/// How long a client may take to write its request: it has it ready when it connects.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runs a program of this form.
+#[must_use]
+pub fn main<T: Trigger>(program: &str) -> ExitCode {
+    server::main(program, |mut configured| {
+        configured.require(T::LIMIT, false)?;
+        let service = T::configure(&mut configured)?;
+        configured.jail()?.serve_trigger(service)
+    })
+}
+
+impl Jailed {
+    fn serve_trigger<T: Trigger>(self, mut service: T) -> Result<(), Fault> {
+        let Some(status) = &self.status else {
+            let cause = "a trigger service has no client to serve";
+            return Err(Fault::new("option -S", cause));
+        };
+        let idle = PollTimeout::try_from(self.common.max_idle).unwrap_or(PollTimeout::MAX);
+        let watchdog = u32::try_from(self.common.daemon_timeout.as_secs()).unwrap_or(u32::MAX);
+        let mut used = 0;
+        while used < self.common.max_use {
+            let mut fds = vec![PollFd::new(status.as_fd(), PollFlags::POLLIN)];
+            fds.extend(self.listen.iter().map(|l| PollFd::new(l.as_fd(), PollFlags::POLLIN)));
+            match poll(&mut fds, idle) {
+                Ok(0) => return Ok(()),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Fault::io("poll", &errno.into())),
+            }
+            if fds[0].any().unwrap_or(false) {
+                return Ok(());
+            }
+            let ready: Vec<bool> = fds[1..].iter().map(|fd| fd.any().unwrap_or(false)).collect();
+            for (listen, _) in self.listen.iter().zip(ready).filter(|(_, ready)| *ready) {
+                let Some(bytes) = take(listen.as_fd(), self.transport)? else { continue };
+                status.taken();
+                alarm::set(watchdog);
+                service.request(&bytes);
+                alarm::cancel();
+                used += 1;
+                if !status.available() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The next request; None when another worker was faster.
+fn take(listen: BorrowedFd<'_>, transport: Transport) -> Result<Option<Vec<u8>>, Fault> {
+    let mut bytes = [0; TRIGGER_BUF];
+    let size = match transport {
+        Transport::Fifo | Transport::UnixDgram => match read(listen, &mut bytes) {
+            Ok(size) => size,
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
+            Err(errno) => return Err(Fault::io("read request", &errno.into())),
+        },
+        Transport::Inet | Transport::Unix | Transport::Pass => {
+            let accepted = Client::accept(listen, transport);
+            let Some(mut client) = accepted.map_err(|e| Fault::io("accept connection", &e))? else {
+                return Ok(None);
+            };
+            // A client that says nothing in time has asked for nothing.
+            let _ = client.set_timeout(PATIENCE);
+            client.read(&mut bytes).unwrap_or(0)
+        }
+    };
+    Ok(Some(bytes[..size].to_vec()))
+}
