@@ -2,4 +2,6 @@
 #![forbid(unsafe_code)]
 
 pub mod outcome;
+pub mod retry;
 pub mod smtp;
+pub mod wire;

@@ -1,0 +1,314 @@
+//! wire - what qmgr and its clients say to each other
+//!
+//! On `private/qmgr` clients speak first: a wakeup byte, or frames. On `private/delivery` qmgr
+//! connects and feeds one [`Header::Lease`] after another; the agent answers each with a
+//! [`Header::Report`]. A frame is its length in four bytes (network order), a line of JSON, and the
+//! message's bytes if there are any. Both ends belong to this package, so there is no version.
+
+use std::io::{self, Read, Write};
+
+use serde::{Deserialize, Serialize};
+
+use crate::outcome::{Outcome, RelayNews};
+
+/// The longest frame. Its first byte is below the wakeup byte, so that the two can be told apart.
+pub const MAX_FRAME: usize = 0x4000_0000;
+
+/// How urgent a message is (R7).
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Lane {
+    /// Before all others.
+    Urgent,
+    /// Mail.
+    #[default]
+    Normal,
+    /// After all others.
+    Bulk,
+}
+
+/// A message to be queued.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submission {
+    /// Envelope sender; empty is the null sender.
+    pub sender: String,
+    /// Envelope recipients.
+    pub recipients: Vec<String>,
+    /// Where it came from, for the log: `smtp 127.0.0.1`, `uid 1000`.
+    pub origin: String,
+    /// How urgent it is.
+    pub lane: Lane,
+    /// The message as it will be sent, with CRLF line ends.
+    #[serde(skip)]
+    pub body: Vec<u8>,
+}
+
+/// What a message's offer came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum OfferReply {
+    /// It is on disk under this id.
+    Queued {
+        /// The queue id.
+        id: String,
+    },
+    /// It was not taken.
+    Refused {
+        /// SMTP reply code.
+        code: u16,
+        /// Enhanced status code (RFC 3463).
+        enhanced: String,
+        /// Why.
+        text: String,
+    },
+}
+
+/// One message for one agent, for as long as the connection lasts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Number of the lease, for its report.
+    pub lease: u64,
+    /// The queue id.
+    pub id: String,
+    /// Envelope sender.
+    pub sender: String,
+    /// The recipients that are still to be delivered to.
+    pub recipients: Vec<String>,
+    /// Relays that are down, by their names in `relayhost`.
+    pub avoid: Vec<String>,
+    /// The message.
+    #[serde(skip)]
+    pub body: Vec<u8>,
+}
+
+/// What became of a lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Number of the lease.
+    pub lease: u64,
+    /// The outcome of each recipient, by its position in the lease.
+    pub outcomes: Vec<(usize, Outcome)>,
+    /// What the agent learned about relays.
+    pub relays: Vec<RelayNews>,
+}
+
+/// The first part of a frame.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Header {
+    /// Take this message; the answer is [`Header::Offered`].
+    Offer(Submission),
+    /// The answer to an offer.
+    Offered(OfferReply),
+    /// Deliver this message; the answer is [`Header::Report`].
+    Lease(Lease),
+    /// The answer to a lease.
+    Report(Report),
+    /// An operator's request, in words; the answer is [`Header::Answer`].
+    Ask(Vec<String>),
+    /// The answer to an operator: exit status and text.
+    Answer(u8, String),
+}
+
+impl Header {
+    /// The frame's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let body: &[u8] = match self {
+            Self::Offer(submission) => &submission.body,
+            Self::Lease(lease) => &lease.body,
+            Self::Offered(_) | Self::Report(_) | Self::Ask(_) | Self::Answer(..) => &[],
+        };
+        // These types have no value that JSON cannot write.
+        let header = serde_json::to_vec(self).unwrap_or_default();
+        let size = header.len() + 1 + body.len();
+        let mut frame = Vec::with_capacity(4 + size);
+        frame.extend_from_slice(&u32::try_from(size).unwrap_or(u32::MAX).to_be_bytes());
+        frame.extend_from_slice(&header);
+        frame.push(b'\n');
+        frame.extend_from_slice(body);
+        frame
+    }
+
+    /// Reads what follows the length.
+    fn decode(bytes: &[u8]) -> Result<Self, BadFrame> {
+        let end = bytes.iter().position(|&b| b == b'\n').ok_or(BadFrame)?;
+        let mut header: Self = serde_json::from_slice(&bytes[..end]).map_err(|_| BadFrame)?;
+        let rest = &bytes[end + 1..];
+        match &mut header {
+            Self::Offer(submission) => submission.body = rest.to_vec(),
+            Self::Lease(lease) => lease.body = rest.to_vec(),
+            Self::Offered(_) | Self::Report(_) | Self::Ask(_) | Self::Answer(..) => {}
+        }
+        Ok(header)
+    }
+}
+
+/// Bytes that are no frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BadFrame;
+
+impl From<BadFrame> for io::Error {
+    fn from(_: BadFrame) -> Self {
+        Self::new(io::ErrorKind::InvalidData, "not a frame of the queue's protocol")
+    }
+}
+
+/// Gathers bytes into frames.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    bytes: Vec<u8>,
+}
+
+impl Decoder {
+    /// Takes in what was read.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The next whole frame.
+    ///
+    /// # Errors
+    /// What was read is no frame; the connection is of no more use.
+    pub fn next_frame(&mut self) -> Result<Option<Header>, BadFrame> {
+        let Some((size, rest)) = self.bytes.split_first_chunk::<4>() else { return Ok(None) };
+        let size = u32::from_be_bytes(*size) as usize;
+        if size > MAX_FRAME {
+            return Err(BadFrame);
+        }
+        let Some(frame) = rest.get(..size) else { return Ok(None) };
+        let header = Header::decode(frame)?;
+        self.bytes.drain(..4 + size);
+        Ok(Some(header))
+    }
+
+    /// The first byte, if it is no frame's: a trigger's.
+    #[must_use]
+    pub fn trigger(&self) -> Option<u8> {
+        self.bytes.first().copied().filter(|&b| usize::from(b) > MAX_FRAME >> 24)
+    }
+}
+
+/// Writes a frame; it waits.
+///
+/// # Errors
+/// The connection is lost or slow.
+pub fn send(stream: &mut impl Write, header: &Header) -> io::Result<()> {
+    stream.write_all(&header.encode())
+}
+
+/// Reads a frame; it waits. None is the end of the connection between frames.
+///
+/// # Errors
+/// The connection is lost or slow, or what comes is no frame.
+pub fn receive(stream: &mut impl Read) -> io::Result<Option<Header>> {
+    let mut size = [0; 4];
+    match stream.read(&mut size)? {
+        0 => return Ok(None),
+        n => stream.read_exact(&mut size[n..])?,
+    }
+    let size = u32::from_be_bytes(size) as usize;
+    if size > MAX_FRAME {
+        return Err(BadFrame.into());
+    }
+    let mut frame = vec![0; size];
+    stream.read_exact(&mut frame)?;
+    Ok(Some(Header::decode(&frame)?))
+}
+
+/// Offers a message and waits for the answer.
+///
+/// # Errors
+/// The connection is lost or slow: whether the message was queued is not known.
+pub fn offer<S: Read + Write>(stream: &mut S, submission: Submission) -> io::Result<OfferReply> {
+    send(stream, &Header::Offer(submission))?;
+    match receive(stream)? {
+        Some(Header::Offered(reply)) => Ok(reply),
+        Some(_) => Err(BadFrame.into()),
+        None => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// Asks what an operator wants to know or do: the exit status and the text.
+///
+/// # Errors
+/// The connection is lost or slow.
+pub fn ask<S: Read + Write>(stream: &mut S, words: &[String]) -> io::Result<(u8, String)> {
+    send(stream, &Header::Ask(words.to_vec()))?;
+    match receive(stream)? {
+        Some(Header::Answer(code, text)) => Ok((code, text)),
+        Some(_) => Err(BadFrame.into()),
+        None => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn submission(body: &[u8]) -> Submission {
+        Submission {
+            sender: "a@x".to_owned(),
+            recipients: vec!["b@y".to_owned()],
+            origin: "uid 0".to_owned(),
+            lane: Lane::Normal,
+            body: body.to_vec(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn frames_survive_every_split(
+            bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..50), 1..4),
+            step in 1..20_usize,
+        ) {
+            let frames: Vec<_> = bodies.iter().map(|b| Header::Offer(submission(b))).collect();
+            let bytes: Vec<u8> = frames.iter().flat_map(Header::encode).collect();
+            let (mut decoder, mut got) = (Decoder::default(), Vec::new());
+            for part in bytes.chunks(step) {
+                decoder.push(part);
+                while let Some(frame) = decoder.next_frame().unwrap() {
+                    got.push(frame);
+                }
+            }
+            prop_assert_eq!(got, frames);
+        }
+
+        #[test]
+        fn hostile_bytes_do_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut decoder = Decoder::default();
+            decoder.push(&bytes);
+            while let Ok(Some(_)) = decoder.next_frame() {}
+        }
+    }
+
+    #[test]
+    fn a_wakeup_is_told_from_a_frame() {
+        let mut decoder = Decoder::default();
+        decoder.push(b"W");
+        assert_eq!(decoder.trigger(), Some(b'W'));
+        let mut decoder = Decoder::default();
+        decoder.push(&Header::Ask(vec![]).encode());
+        assert_eq!(decoder.trigger(), None);
+    }
+
+    #[test]
+    fn the_blocking_end_reads_what_the_other_wrote() {
+        let mut bytes = Vec::new();
+        let header = Header::Lease(Lease {
+            lease: 7,
+            id: "X".to_owned(),
+            sender: String::new(),
+            recipients: vec!["b@y".to_owned()],
+            avoid: vec![],
+            body: b"a\r\n".to_vec(),
+        });
+        send(&mut bytes, &header).unwrap();
+        let mut bytes = bytes.as_slice();
+        assert_eq!(receive(&mut bytes).unwrap(), Some(header));
+        assert_eq!(receive(&mut bytes).unwrap(), None);
+    }
+}
