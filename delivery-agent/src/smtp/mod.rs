@@ -9,4 +9,5 @@ pub mod dot;
 pub mod reply;
 pub mod server;
 pub mod session;
+mod stage;
 mod transaction;

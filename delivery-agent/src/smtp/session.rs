@@ -13,7 +13,6 @@
 //! A message with 8-bit text goes as it is to a server without 8BITMIME.
 
 use std::collections::VecDeque;
-use std::fmt;
 
 use super::capability::Capabilities;
 use super::dot;
@@ -21,81 +20,8 @@ use super::reply::{Reply, ReplyReader};
 use super::transaction::{Progress, Transaction, refusal};
 use crate::outcome::Outcome;
 
+pub use super::stage::{Config, Event, Stage, Unfit};
 pub use super::transaction::Mail;
-
-/// What a session must know about itself.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// The relay's name in outcomes.
-    pub relay: String,
-    /// The name given in EHLO.
-    pub helo: String,
-    /// Whether to use PIPELINING where it is announced.
-    pub pipelining: bool,
-}
-
-/// Something happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// The server is ready for messages.
-    Open,
-    /// The oldest message offered is settled, recipient by recipient.
-    Done(Vec<(usize, Outcome)>),
-    /// The session is over before its time; every message was told as done before.
-    Lost {
-        /// What went wrong, with the server's words if it said any.
-        why: String,
-    },
-}
-
-/// What the session waits for; each has its deadline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Stage {
-    /// The greeting.
-    Greeting,
-    /// The answer to EHLO or HELO.
-    Hello,
-    /// The answer to MAIL.
-    Mail,
-    /// The answer to a RCPT.
-    Rcpt,
-    /// The answer to DATA.
-    Data,
-    /// The server's taking of the body.
-    Body,
-    /// The answer to the dot.
-    Dot,
-    /// The answer to RSET.
-    Rset,
-    /// The answer to QUIT.
-    Quit,
-    /// A message.
-    Idle,
-}
-
-impl fmt::Display for Stage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Greeting => "the greeting",
-            Self::Hello => "the answer to EHLO",
-            Self::Mail => "the answer to MAIL",
-            Self::Rcpt => "the answer to RCPT",
-            Self::Data => "the answer to DATA",
-            Self::Body => "sending the message",
-            Self::Dot => "the answer to the end of data",
-            Self::Rset => "the answer to RSET",
-            Self::Quit => "the answer to QUIT",
-            Self::Idle => "a message",
-        })
-    }
-}
-
-/// A message that this server cannot take, though another may.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unfit {
-    /// A reply in the form of the server's, for the outcome.
-    pub reply: String,
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -530,3 +456,6 @@ impl Session {
 fn wants_login(reply: &Reply) -> bool {
     matches!(reply.code(), 530 | 534 | 535 | 538)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,79 @@
+//! stage - the words a session and its driver share
+
+use std::fmt;
+
+use crate::outcome::Outcome;
+
+/// What a session must know about itself.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The relay's name in outcomes.
+    pub relay: String,
+    /// The name given in EHLO.
+    pub helo: String,
+    /// Whether to use PIPELINING where it is announced.
+    pub pipelining: bool,
+}
+
+/// Something happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The server is ready for messages.
+    Open,
+    /// The oldest message offered is settled, recipient by recipient.
+    Done(Vec<(usize, Outcome)>),
+    /// The session is over before its time; every message was told as done before.
+    Lost {
+        /// What went wrong, with the server's words if it said any.
+        why: String,
+    },
+}
+
+/// What the session waits for; each has its deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stage {
+    /// The greeting.
+    Greeting,
+    /// The answer to EHLO or HELO.
+    Hello,
+    /// The answer to MAIL.
+    Mail,
+    /// The answer to a RCPT.
+    Rcpt,
+    /// The answer to DATA.
+    Data,
+    /// The server's taking of the body.
+    Body,
+    /// The answer to the dot.
+    Dot,
+    /// The answer to RSET.
+    Rset,
+    /// The answer to QUIT.
+    Quit,
+    /// A message.
+    Idle,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Greeting => "the greeting",
+            Self::Hello => "the answer to EHLO",
+            Self::Mail => "the answer to MAIL",
+            Self::Rcpt => "the answer to RCPT",
+            Self::Data => "the answer to DATA",
+            Self::Body => "sending the message",
+            Self::Dot => "the answer to the end of data",
+            Self::Rset => "the answer to RSET",
+            Self::Quit => "the answer to QUIT",
+            Self::Idle => "a message",
+        })
+    }
+}
+
+/// A message that this server cannot take, though another may.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfit {
+    /// A reply in the form of the server's, for the outcome.
+    pub reply: String,
+}
