@@ -4,4 +4,5 @@
 pub mod outcome;
 pub mod retry;
 pub mod smtp;
+pub mod store;
 pub mod wire;
