@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod outcome;
+pub mod queue;
 pub mod retry;
 pub mod smtp;
 pub mod store;

@@ -32,6 +32,8 @@ pub struct Store {
     min_free: u64,
     in_transaction: bool,
     has_accepted: bool,
+    /// Submissions of the running turn went down with their transaction.
+    lost_submissions: bool,
 }
 
 /// Why an operation failed.
@@ -191,7 +193,14 @@ impl Store {
         // The first pages are read here: damage shows now and not in the middle of a delivery.
         db.query_row("SELECT count(*) FROM message WHERE done = 0", [], |_| Ok(()))?;
         let directory = directory.to_path_buf();
-        let store = Self { db, directory, min_free, in_transaction: false, has_accepted: false };
+        let store = Self {
+            db,
+            directory,
+            min_free,
+            in_transaction: false,
+            has_accepted: false,
+            lost_submissions: false,
+        };
         store.fill_ballast();
         Ok(store)
     }
@@ -318,8 +327,9 @@ impl Store {
     /// # Errors
     /// It is not on disk, and is not queued.
     pub fn commit(&mut self) -> Result<(), StoreError> {
+        let lost = std::mem::take(&mut self.lost_submissions);
         if !self.in_transaction {
-            return Ok(());
+            return if lost { Err(StoreError::Full) } else { Ok(()) };
         }
         self.in_transaction = false;
         let result = self.db.execute_batch("COMMIT").map_err(StoreError::from);
@@ -328,7 +338,7 @@ impl Store {
         } else if self.has_accepted {
             self.fill_ballast();
         }
-        result
+        if lost { Err(StoreError::Full) } else { result }
     }
 
     /// Gives up the running transaction.
@@ -426,6 +436,7 @@ impl Store {
         match work(self) {
             Err(StoreError::Full) => {
                 let _ = fs::remove_file(self.directory.join(BALLAST));
+                self.lost_submissions |= self.in_transaction && self.has_accepted;
                 self.roll_back();
                 work(self)
             }
