@@ -1,6 +1,9 @@
 //! The alert queue.
 #![forbid(unsafe_code)]
 
+pub mod alerts_cf;
+pub mod listing;
+pub mod maildrop;
 pub mod outcome;
 pub mod queue;
 pub mod retry;

@@ -1,0 +1,181 @@
+//! listing - the queue for a person and for a program
+//!
+//! Text in mailq's form, or a JSON object a line. It says why each message waits and when it is tried
+//! next. Used by qmgr, and by alertq itself while qmgr does not run.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use serde_json::json;
+use worker_proto::sys::LocalTime;
+
+use crate::store::{MessageNo, Recipient, RecipientState, Store, StoreError, Summary};
+
+/// What the running queue knows of a message: what it is doing, and in how many seconds it is tried.
+pub type Doing<'a> = dyn Fn(MessageNo) -> (&'static str, Option<u64>) + 'a;
+
+const PAGE: usize = 1000;
+
+/// Every queued message.
+///
+/// # Errors
+/// The store cannot be read.
+pub fn list(store: &Store, doing: &Doing<'_>, as_json: bool) -> Result<String, StoreError> {
+    let mut text = String::new();
+    let (mut last, mut count, mut bytes) = (MessageNo(0), 0_u64, 0_u64);
+    loop {
+        let page = store.queued(last, PAGE)?;
+        for message in &page {
+            let recipients = store.recipients(message.no)?;
+            if as_json {
+                let _ = writeln!(text, "{}", object(message, &recipients, doing));
+            } else {
+                entry(&mut text, message, &recipients, doing);
+            }
+            count += 1;
+            bytes += message.size;
+            last = message.no;
+        }
+        if page.len() < PAGE {
+            break;
+        }
+    }
+    if as_json {
+        return Ok(text);
+    }
+    if count == 0 {
+        return Ok("Mail queue is empty\n".to_owned());
+    }
+    let kbytes = bytes.div_ceil(1024);
+    let plural = if count == 1 { "" } else { "s" };
+    Ok(format!("{HEAD}{text}-- {kbytes} Kbytes in {count} Request{plural}.\n"))
+}
+
+const HEAD: &str = "-Queue ID-   --Size-- ----Arrival Time---- -Sender/Recipient-------\n";
+
+fn entry(text: &mut String, message: &Summary, recipients: &[Recipient], doing: &Doing<'_>) {
+    let (state, next) = doing(message.no);
+    let mark = match state {
+        "active" => '*',
+        "held" => '!',
+        _ => ' ',
+    };
+    let arrived = LocalTime::at(Duration::from_secs(message.arrived)).stamp();
+    let sender = if message.sender.is_empty() { "MAILER-DAEMON" } else { &message.sender };
+    let id = format!("{}{mark}", message.id);
+    let _ = writeln!(text, "{id:12} {:8} {arrived:20} {sender}", message.size);
+    let why = match (message.why.as_str(), next) {
+        ("", None | Some(0)) => String::new(),
+        ("", Some(s)) => format!("next try in {s}s"),
+        (why, None) => why.to_owned(),
+        (why, Some(s)) => format!("{why}; attempt {}, next try in {s}s", message.attempts + 1),
+    };
+    if !why.is_empty() {
+        let _ = writeln!(text, "    ({why})");
+    }
+    for recipient in recipients.iter().filter(|r| r.state == RecipientState::Queued) {
+        let _ = writeln!(text, "{:42} {}", "", recipient.address);
+    }
+    text.push('\n');
+}
+
+fn object(message: &Summary, recipients: &[Recipient], doing: &Doing<'_>) -> serde_json::Value {
+    let (state, next) = doing(message.no);
+    let recipients: Vec<_> = recipients
+        .iter()
+        .map(|r| json!({"address": r.address, "state": state_word(r.state), "reply": r.reply}))
+        .collect();
+    json!({
+        "queue_id": message.id, "arrival_time": message.arrived, "message_size": message.size,
+        "sender": message.sender, "origin": message.origin, "lane": message.lane,
+        "state": state, "attempts": message.attempts, "next_try_in": next, "reason": message.why,
+        "recipients": recipients,
+    })
+}
+
+const fn state_word(state: RecipientState) -> &'static str {
+    match state {
+        RecipientState::Queued => "queued",
+        RecipientState::Delivered => "delivered",
+        RecipientState::Failed => "failed",
+    }
+}
+
+/// One message, queued or ended, with the header of its bytes if they are still there. None when the
+/// id is not known.
+///
+/// # Errors
+/// The store cannot be read.
+pub fn show(store: &Store, id: &str, doing: &Doing<'_>) -> Result<Option<String>, StoreError> {
+    let Some(message) = store.by_id(id)? else { return Ok(None) };
+    let (state, next) = doing(message.no);
+    let time = |s| LocalTime::at(Duration::from_secs(s)).date_header();
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(text, "{name:10} {value}");
+    };
+    line("id", &message.id);
+    line("state", if message.done > 0 { "ended" } else { state });
+    line("arrived", &time(message.arrived));
+    line("from", &format!("<{}> ({})", message.sender, message.origin));
+    line("size", &message.size.to_string());
+    line("attempts", &message.attempts.to_string());
+    if message.done > 0 {
+        line("ended", &time(message.done));
+    } else if let Some(seconds) = next {
+        line("next try", &format!("in {seconds}s"));
+    }
+    if !message.why.is_empty() {
+        line("reason", &message.why);
+    }
+    for recipient in store.recipients(message.no)? {
+        let reply = if recipient.reply.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", recipient.reply)
+        };
+        line("to", &format!("<{}> {}{reply}", recipient.address, state_word(recipient.state)));
+    }
+    if let Some(body) = store.body(message.no)? {
+        let end = body.windows(4).position(|w| w == b"\r\n\r\n").unwrap_or(body.len());
+        let header = String::from_utf8_lossy(&body[..end]).replace("\r\n", "\n");
+        let _ = writeln!(text, "\n{header}");
+    }
+    Ok(Some(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Lane, Submission};
+
+    #[test]
+    fn q13_the_list_says_why_and_when() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut store, _) = Store::open(dir.path(), 0).unwrap();
+        assert_eq!(list(&store, &|_| ("queued", None), false).unwrap(), "Mail queue is empty\n");
+        let submission = Submission {
+            sender: String::new(),
+            recipients: vec!["b@y".to_owned()],
+            origin: "uid 0".to_owned(),
+            lane: Lane::Normal,
+            body: b"Subject: x\r\n\r\ny\r\n".to_vec(),
+        };
+        let (no, id) = store.accept(&submission, 100).unwrap();
+        store.defer(no, 1, 130, "451 later", false).unwrap();
+        store.commit().unwrap();
+        let text = list(&store, &|_| ("deferred", Some(30)), false).unwrap();
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[1].starts_with(&id) && lines[1].ends_with(" MAILER-DAEMON"), "{text}");
+        assert_eq!(lines[2], "    (451 later; attempt 2, next try in 30s)");
+        assert!(lines[3].ends_with("  b@y"));
+        assert_eq!(lines[5], "-- 1 Kbytes in 1 Request.");
+        let json = list(&store, &|_| ("deferred", Some(30)), true).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(value["next_try_in"], 30);
+        assert_eq!(value["recipients"][0]["address"], "b@y");
+        let shown = show(&store, &id, &|_| ("deferred", Some(30))).unwrap().unwrap();
+        assert!(shown.contains("to         <b@y> queued\n\nSubject: x\n"), "{shown}");
+        assert_eq!(show(&store, "none", &|_| ("", None)).unwrap(), None);
+    }
+}

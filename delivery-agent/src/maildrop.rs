@@ -1,0 +1,185 @@
+//! maildrop - messages handed in while qmgr does not answer (Q11)
+//!
+//! A file is a frame of [`crate::wire`], written under a temporary name, synchronised, renamed, and
+//! the directory synchronised. Names cannot be guessed, so that nobody waits for one. qmgr takes
+//! files in at its start and at each wakeup.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process;
+
+use crate::wire::{Decoder, Header, Submission};
+
+/// The directory below the queue directory.
+pub const DIRECTORY: &str = "maildrop";
+
+/// Start of the names of files that are not whole yet, of whole ones, and of damaged ones.
+const PARTIAL: &str = "tmp.";
+const WHOLE: &str = "new.";
+const BAD: &str = "bad.";
+/// A partial file of this age, in seconds, belongs to nobody any more.
+const STALE: u64 = 36 * 3600;
+
+/// Stores a message; it is on disk when this returns.
+///
+/// # Errors
+/// There is no room, or the directory may not be written to.
+pub fn drop_message(directory: &Path, submission: &Submission) -> io::Result<()> {
+    let name = format!("{}.{}", process::id(), random_name()?);
+    let partial = directory.join(format!("{PARTIAL}{name}"));
+    let result = (|| {
+        let mut options = OpenOptions::new();
+        let mut file = options
+            .write(true)
+            .create_new(true)
+            .mode(0o640)
+            .custom_flags(libc_nofollow())
+            .open(&partial)?;
+        file.write_all(&Header::Offer(submission.clone()).encode())?;
+        file.sync_all()?;
+        fs::rename(&partial, directory.join(format!("{WHOLE}{name}")))?;
+        File::open(directory)?.sync_all()
+    })();
+    if result.is_err() {
+        let _ = fs::remove_file(&partial);
+    }
+    result
+}
+
+/// A file in the directory.
+#[derive(Debug)]
+pub enum Found {
+    /// A message, and its file to remove once it is queued.
+    Message(PathBuf, Box<Submission>),
+    /// A file that is no message was put aside; its new name and the reason.
+    Bad(PathBuf, String),
+}
+
+/// Takes up to `most` messages out of the directory. `now` is seconds since 1970.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn collect(directory: &Path, most: usize, now: u64) -> io::Result<Vec<Found>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("").to_owned();
+        if name.starts_with(PARTIAL) {
+            let age =
+                fs::symlink_metadata(&path).map(|m| now.saturating_sub(m.mtime().unsigned_abs()));
+            if age.is_ok_and(|age| age > STALE) {
+                let _ = fs::remove_file(&path);
+            }
+            continue;
+        }
+        if !name.starts_with(WHOLE) {
+            continue;
+        }
+        found.push(match read(&path) {
+            Ok(submission) => Found::Message(path, Box::new(submission)),
+            Err(e) => {
+                let aside = directory.join(format!("{BAD}{name}"));
+                fs::rename(&path, &aside)?;
+                Found::Bad(aside, worker_proto::sys::errno_text(&e))
+            }
+        });
+        if found.len() >= most {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// Reads a file that anybody may have put there: no link, one name, and it is its owner's message
+/// whatever it says.
+fn read(path: &Path) -> io::Result<Submission> {
+    let mut options = OpenOptions::new();
+    let mut file = options.read(true).custom_flags(libc_nofollow()).open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() || meta.nlink() != 1 {
+        return Err(io::Error::other("not a regular file with one name"));
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let mut decoder = Decoder::default();
+    decoder.push(&bytes);
+    match decoder.next_frame()? {
+        Some(Header::Offer(mut submission)) if !submission.recipients.is_empty() => {
+            submission.origin = format!("uid {}", meta.uid());
+            Ok(submission)
+        }
+        _ => Err(io::Error::other("not a message")),
+    }
+}
+
+fn random_name() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+/// Neither follow a link nor wait for the other end of a pipe.
+const fn libc_nofollow() -> i32 {
+    nix::fcntl::OFlag::O_NOFOLLOW.bits() | nix::fcntl::OFlag::O_NONBLOCK.bits()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Lane;
+
+    fn submission() -> Submission {
+        Submission {
+            sender: "a@x".to_owned(),
+            recipients: vec!["b@y".to_owned()],
+            origin: "forged".to_owned(),
+            lane: Lane::Normal,
+            body: b"x\r\n".to_vec(),
+        }
+    }
+
+    #[test]
+    fn q11_what_was_dropped_is_found_with_its_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        drop_message(dir.path(), &submission()).unwrap();
+        let found = collect(dir.path(), 9, 0).unwrap();
+        let [Found::Message(path, got)] = found.as_slice() else { panic!("{found:?}") };
+        let uid = fs::metadata(path).unwrap().uid();
+        assert_eq!(**got, Submission { origin: format!("uid {uid}"), ..submission() });
+    }
+
+    #[test]
+    fn damaged_files_links_and_pipes_are_put_aside_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = |n: &str| dir.path().join(format!("new.{n}"));
+        fs::write(name("garbage"), "W").unwrap();
+        drop_message(dir.path(), &submission()).unwrap();
+        let whole = collect(dir.path(), 9, 0).unwrap();
+        let message = whole.iter().find_map(|f| match f {
+            Found::Message(path, _) => Some(path.clone()),
+            Found::Bad(..) => None,
+        });
+        let message = message.unwrap();
+        std::os::unix::fs::symlink(&message, name("link")).unwrap();
+        fs::hard_link(&message, name("hard")).unwrap();
+        nix::unistd::mkfifo(&name("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let bad = collect(dir.path(), 9, 0).unwrap();
+        assert!(bad.iter().all(|f| matches!(f, Found::Bad(..))), "{bad:?}");
+        assert_eq!(bad.len(), 4, "two names of one file are both suspect");
+        assert_eq!(collect(dir.path(), 9, 0).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn a_stale_partial_file_is_removed_and_a_fresh_one_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let partial = dir.path().join("tmp.1.x");
+        fs::write(&partial, "half").unwrap();
+        let written = fs::metadata(&partial).unwrap().mtime().unsigned_abs();
+        collect(dir.path(), 9, written + 5).unwrap();
+        assert!(partial.exists());
+        collect(dir.path(), 9, written + STALE + 1).unwrap();
+        assert!(!partial.exists());
+    }
+}
