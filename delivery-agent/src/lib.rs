@@ -1,9 +1,11 @@
 //! The alert queue.
 #![forbid(unsafe_code)]
 
+pub mod alertq;
 pub mod alerts_cf;
 pub mod listing;
 pub mod maildrop;
+pub mod manager;
 pub mod outcome;
 pub mod queue;
 pub mod retry;

@@ -1,0 +1,134 @@
+//! alertq - the queue on the command line
+//!
+//! Asks qmgr; when qmgr does not run, lists the store itself (Q13).
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use nix::unistd::{geteuid, setegid, seteuid};
+use worker_proto::abi::CONFIG_ENV;
+use worker_proto::diagnostic::Fault;
+use worker_proto::getopt;
+use worker_proto::main_cf::MainCf;
+use worker_proto::params::CommonParams;
+use worker_proto::server::CONFIG_DIRECTORY;
+
+use crate::listing;
+use crate::store::Store;
+use crate::wire;
+
+/// The commands with the manual's text.
+pub const COMMANDS: &[(&str, &str)] = &[
+    ("list [--json]", "Every message in the queue: why it waits and when it is tried next."),
+    ("show ID", "One message, queued or ended, with what each relay said."),
+    (
+        "relays",
+        "The relays: up or down, since when, when they are tried next, and their last words.",
+    ),
+    ("flush [ID]", "Try a message, or every message, now."),
+    ("hold ID", "Keep a message in the queue and do not try it."),
+    ("release ID", "Try a message that was held."),
+    ("requeue ID", "The same, and forget its attempts."),
+    ("delete ID", "Remove a message for good."),
+];
+
+/// A request may have to wait for a commit.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Runs the command with its words.
+#[must_use]
+pub fn main(words: Vec<OsString>) -> ExitCode {
+    let (code, text) = match parse(words) {
+        Ok((directory, words)) => match queue_directory(&directory) {
+            Ok(queue) => run(&queue, &words),
+            Err(fault) => (78, format!("alertq: fatal: {fault}\n")),
+        },
+        Err(problem) => (64, format!("alertq: {problem}; {}\n", usage())),
+    };
+    // A reader that has gone away wants no more.
+    let _ = if code == 0 {
+        io::stdout().write_all(text.as_bytes())
+    } else {
+        io::stderr().write_all(text.as_bytes())
+    };
+    ExitCode::from(code)
+}
+
+fn usage() -> String {
+    let names: Vec<_> = COMMANDS.iter().map(|(name, _)| *name).collect();
+    format!("usage: alertq [-c config_dir] {}", names.join(" | "))
+}
+
+fn parse(words: Vec<OsString>) -> Result<(PathBuf, Vec<String>), String> {
+    let parsed = getopt::parse("c:", words)?;
+    let given = parsed.options.into_iter().next_back().and_then(|(_, value)| value);
+    let directory =
+        given.or_else(|| std::env::var_os(CONFIG_ENV)).unwrap_or_else(|| CONFIG_DIRECTORY.into());
+    let words: Vec<String> = parsed.operands.into_iter().map(|o| getopt::text(Some(o))).collect();
+    let known =
+        |(name, _): &(&str, &str)| name.split(' ').next() == words.first().map(String::as_str);
+    if !COMMANDS.iter().any(known) {
+        return Err(words
+            .first()
+            .map_or_else(|| "no command".to_owned(), |w| format!("unknown command: {w}")));
+    }
+    Ok((directory.into(), words))
+}
+
+/// The queue directory of an instance.
+///
+/// # Errors
+/// main.cf cannot be read.
+pub fn queue_directory(config: &Path) -> Result<PathBuf, Fault> {
+    let (mut main_cf, _) = MainCf::load(config)?;
+    main_cf.define(CommonParams::TABLE);
+    Ok(PathBuf::from(main_cf.get("queue_directory").unwrap_or_default()))
+}
+
+/// Does what the words say: the exit status and the text.
+#[must_use]
+pub fn run(queue: &Path, words: &[String]) -> (u8, String) {
+    let path = queue.join("private/qmgr");
+    let asked = UnixStream::connect(&path).and_then(|mut stream| {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        wire::ask(&mut stream, words)
+    });
+    match asked {
+        Ok((0, text)) => (0, text),
+        Ok((code, text)) => (code, format!("alertq: {text}")),
+        Err(e) => {
+            let fault = Fault::io(format!("ask {}", path.display()), &e);
+            offline(queue, words).unwrap_or_else(|| (69, format!("alertq: fatal: {fault}\n")))
+        }
+    }
+}
+
+/// What can be told without qmgr; None when it runs after all, or is needed.
+fn offline(queue: &Path, words: &[String]) -> Option<(u8, String)> {
+    let directory = queue.join("queue");
+    // Looking must not make a store.
+    if !directory.join("queue.db").exists() {
+        return None;
+    }
+    // As its owner: a file that root leaves behind would lock qmgr out.
+    let owner = std::fs::metadata(directory.join("queue.db")).ok()?;
+    if geteuid().is_root() {
+        setegid(owner.gid().into()).and_then(|()| seteuid(owner.uid().into())).ok()?;
+    }
+    let (store, _) = Store::open(&directory, 0).ok()?;
+    let doing = |_| ("queued", None);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let text = match words.as_slice() {
+        ["list"] => listing::list(&store, &doing, false).ok()?,
+        ["list", "--json"] => listing::list(&store, &doing, true).ok()?,
+        ["show", id] => listing::show(&store, id, &doing).ok()??,
+        _ => return None,
+    };
+    Some((0, text))
+}

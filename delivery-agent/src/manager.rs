@@ -1,0 +1,377 @@
+//! manager - qmgr: clients, agents and timers around the queue and its store
+//!
+//! One loop. Submissions of a turn are committed together at its end and answered then (Q4); agents
+//! are connected to as there is work, one message at a time each, which makes the master start as
+//! many as are needed. Decisions are [`crate::queue`]'s, SQL is [`crate::store`]'s.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mio::Token;
+use worker_proto::abi::TRIGGER_WAKEUP;
+use worker_proto::client::Client;
+use worker_proto::clock::{self, Time};
+use worker_proto::diagnostic::Fault;
+use worker_proto::multi::{Multi, Reactor};
+use worker_proto::params::CommonParams;
+use worker_proto::server::{self, Configured, Limit};
+
+use crate::alerts_cf::AlertsCf;
+use crate::queue::{Limits, Queue};
+use crate::retry::MessageRule;
+use crate::store::{MessageNo, Store, StoreError};
+use crate::wire::{Header, OfferReply, Submission};
+
+mod agents;
+mod link;
+mod operator;
+mod setup;
+
+use agents::Agent;
+use link::Link;
+
+worker_proto::params! {
+    /// Parameters of qmgr.
+    pub struct QmgrParams {
+        /// The relays, in the order in which they are tried, apart by commas: `[host]:port` or
+        /// `host:port`.
+        relayhost: Text = "";
+        /// The pause after the first attempt that a relay has put off; it doubles with each.
+        minimal_backoff_time: Time = "30s", "1s"..="1d";
+        /// The longest pause between two attempts.
+        maximal_backoff_time: Time = "30m", "1s"..="7d";
+        /// After this long a message that is still put off has failed.
+        maximal_queue_lifetime: Days = "4d", "1m"..="365d";
+        /// How long messages that were delivered or have failed stay listed.
+        retired_time: Days = "7d", "0s"..="365d";
+        /// The most agents at a time. The limit of the delivery service in master.cf holds as well.
+        default_destination_concurrency_limit: Count = "20", "1"..="1000";
+        /// The agents to begin with, as long as nothing has been delivered.
+        initial_destination_concurrency: Count = "5", "1"..="1000";
+        /// Below this much free space, in bytes, no message is taken (452).
+        queue_minfree: Count = "8388608";
+        /// The service of master.cf that delivers.
+        delivery_service_name: Text = "private/delivery";
+    }
+}
+
+/// qmgr.
+pub struct Manager {
+    common: CommonParams,
+    params: QmgrParams,
+    store: Store,
+    queue: Queue,
+    alerts: AlertsCf,
+    owner: u32,
+    clock: Anchor,
+    clients: HashMap<Token, Connected>,
+    agents: HashMap<Token, Agent>,
+    /// Submissions of this turn: who waits, and for what.
+    offered: Vec<(Token, Offered)>,
+    /// Files of the drop directory to remove after this turn's commit.
+    dropped: Vec<PathBuf>,
+    /// When agents may be connected to again after that has failed.
+    agents_from: Time,
+    agents_unreachable: bool,
+    next_cleaning: Time,
+    retiring: Option<Time>,
+    broken: bool,
+}
+
+/// A client on `private/qmgr`.
+struct Connected {
+    link: Link,
+    uid: u32,
+}
+
+/// A submission that waits for its commit.
+struct Offered {
+    result: Result<(MessageNo, String), StoreError>,
+    submission: Submission,
+}
+
+/// The queue's clock: monotonic, but counted from 1970, so that what is on disk keeps its meaning
+/// over a restart. A wall clock that is set while qmgr runs is followed at the next start.
+#[derive(Debug, Clone, Copy)]
+struct Anchor {
+    monotonic: Time,
+    wall: Duration,
+}
+
+impl Anchor {
+    fn now(self, now: Time) -> Time {
+        Time::from_start(self.wall + now.since(self.monotonic))
+    }
+
+    /// The loop's time for a time of the queue.
+    fn back(self, at: Time) -> Time {
+        self.monotonic + at.since(Time::from_start(self.wall))
+    }
+}
+
+/// How long after it is told to end qmgr waits for agents that have a message.
+const DRAIN_TIME: Duration = Duration::from_secs(60);
+/// How often ended messages are looked through.
+const CLEANING: Duration = Duration::from_secs(3600);
+/// The most files of the drop directory that are taken in at once.
+const DROP_BATCH: usize = 500;
+
+impl Multi for Manager {
+    const LIMIT: Limit = Limit::One;
+
+    fn configure(configured: &mut Configured) -> Result<Self, Fault> {
+        let params = QmgrParams::read(&mut configured.main_cf).map_err(|e| server::first(&e))?;
+        let owner = setup::directories(&configured.common)?;
+        let alerts = setup::alerts(configured);
+        let relays = setup::relay_names(&params.relayhost);
+        if relays.is_empty() {
+            log::warn!("parameter relayhost is empty: messages stay in the queue");
+        }
+        let (store, damage) = setup::open_store(&configured.common, &params, owner)?;
+        if let Some(damage) = damage {
+            log::error!("the queue's store was damaged and a new one is begun: {damage}");
+        }
+        let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        let agents = count(params.default_destination_concurrency_limit);
+        let limits = Limits {
+            agents,
+            first_agents: count(params.initial_destination_concurrency).min(agents),
+            message: MessageRule {
+                least: params.minimal_backoff_time,
+                most: params.maximal_backoff_time.max(params.minimal_backoff_time),
+            },
+            lifetime: params.maximal_queue_lifetime,
+        };
+        let clock = Anchor { monotonic: Time::now(), wall: clock::wall() };
+        let seed = clock.wall.as_secs() << 32 | u64::from(clock.wall.subsec_nanos());
+        Ok(Self {
+            common: configured.common.clone(),
+            params,
+            store,
+            queue: Queue::new(limits, &relays, seed),
+            alerts,
+            owner: owner.0,
+            clock,
+            clients: HashMap::new(),
+            agents: HashMap::new(),
+            offered: Vec::new(),
+            dropped: Vec::new(),
+            agents_from: Time::ZERO,
+            agents_unreachable: false,
+            next_cleaning: Time::ZERO,
+            retiring: None,
+            broken: false,
+        })
+    }
+
+    fn start(&mut self, _: &mut Reactor, now: Time) -> Result<(), Fault> {
+        let failed = |e: StoreError| Fault::new("read the queue", e);
+        let mut last = MessageNo(0);
+        loop {
+            let page = self.store.queued(last, 1000).map_err(failed)?;
+            let Some(end) = page.last() else { break };
+            last = end.no;
+            for m in &page {
+                let at = |seconds| Time::from_start(Duration::from_secs(seconds));
+                let (arrived, due) = (at(m.arrived), at(m.next_try));
+                self.queue.add(m.no, m.lane, arrived, due, m.attempts, m.held);
+            }
+        }
+        if !self.queue.is_empty() {
+            log::info!("{} messages in the queue", self.queue.len());
+        }
+        self.take_dropped(now);
+        Ok(())
+    }
+
+    fn connected(&mut self, reactor: &mut Reactor, now: Time, client: Client) {
+        // It is a socket in the file system; anything else is a mistake in master.cf.
+        let Client::Unix(stream, uid) = client else {
+            log::warn!("a client that is not local was turned away");
+            return;
+        };
+        let Ok((token, link)) = Link::watch(reactor, stream) else { return };
+        self.clients.insert(token, Connected { link, uid });
+        self.client_ready(reactor, now, token);
+    }
+
+    fn ready(&mut self, reactor: &mut Reactor, now: Time, token: Token) {
+        if self.agents.contains_key(&token) {
+            self.agent_ready(reactor, now, token);
+        } else {
+            self.client_ready(reactor, now, token);
+        }
+    }
+
+    fn turn_end(&mut self, reactor: &mut Reactor, now: Time) {
+        if now >= self.next_cleaning {
+            self.clean(now);
+        }
+        let committed = self.store.commit();
+        self.answer_offers(reactor, now, committed);
+        self.feed_agents(reactor, now);
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        let queue = self.queue.deadline().map(|at| self.clock.back(at).max(self.agents_from));
+        let lingering = self.agents.values().filter_map(Agent::deadline).min();
+        [queue, lingering, Some(self.next_cleaning), self.retiring].into_iter().flatten().min()
+    }
+
+    fn retire(&mut self, _: &mut Reactor, now: Time) {
+        self.retiring = Some(now + DRAIN_TIME);
+    }
+
+    fn is_done(&self) -> bool {
+        let drained = |end: Time| {
+            self.queue.in_flight() == 0 && self.offered.is_empty() || Time::now() >= end
+        };
+        self.broken || self.retiring.is_some_and(drained)
+    }
+}
+
+impl Manager {
+    /// Reads what a client has to say.
+    fn client_ready(&mut self, reactor: &mut Reactor, now: Time, token: Token) {
+        let Some(client) = self.clients.get_mut(&token) else { return };
+        let open = client.link.advance();
+        if client.link.decoder.trigger() == Some(TRIGGER_WAKEUP) {
+            self.drop_client(reactor, token);
+            return self.take_dropped(now);
+        }
+        loop {
+            let Some(client) = self.clients.get_mut(&token) else { return };
+            let uid = client.uid;
+            match client.link.decoder.next_frame() {
+                Ok(Some(Header::Offer(submission))) => self.take_offer(now, token, submission),
+                Ok(Some(Header::Ask(words))) => {
+                    let (code, text) = self.asked(now, uid, &words);
+                    self.send(token, &Header::Answer(code, text));
+                }
+                Ok(Some(_)) | Err(_) => {
+                    log::warn!("a client (uid {uid}) does not speak the queue's protocol");
+                    return self.drop_client(reactor, token);
+                }
+                Ok(None) => break,
+            }
+        }
+        if !open {
+            self.drop_client(reactor, token);
+        }
+    }
+
+    fn send(&mut self, token: Token, header: &Header) {
+        if let Some(client) = self.clients.get_mut(&token) {
+            client.link.send(header);
+        }
+    }
+
+    fn drop_client(&mut self, reactor: &mut Reactor, token: Token) {
+        reactor.remove(token);
+        self.clients.remove(&token);
+    }
+
+    fn take_offer(&mut self, now: Time, token: Token, mut submission: Submission) {
+        submission.recipients = setup::complete(&submission.recipients, &self.alerts, &self.common);
+        let result = self.accept(now, &submission);
+        submission.body = Vec::new();
+        self.offered.push((token, Offered { result, submission }));
+    }
+
+    fn accept(
+        &mut self,
+        now: Time,
+        submission: &Submission,
+    ) -> Result<(MessageNo, String), StoreError> {
+        let seconds = self.clock.now(now).since_start().as_secs();
+        let result = self.store.accept(submission, seconds);
+        if let Ok((_, id)) = &result {
+            let (sender, size) = (&submission.sender, submission.body.len());
+            let (count, origin) = (submission.recipients.len(), &submission.origin);
+            log::info!(
+                "{id}: from=<{sender}>, size={size}, nrcpt={count}, origin={origin} (queue active)"
+            );
+        }
+        result
+    }
+
+    /// The commit of this turn is done, or has failed: tells everybody who waits for it.
+    fn answer_offers(
+        &mut self,
+        reactor: &mut Reactor,
+        now: Time,
+        committed: Result<(), StoreError>,
+    ) {
+        let queue_now = self.clock.now(now);
+        for (token, offered) in std::mem::take(&mut self.offered) {
+            let outcome = committed.clone().and(offered.result);
+            let reply = match outcome {
+                Ok((no, id)) => {
+                    self.queue.add(no, offered.submission.lane, queue_now, queue_now, 0, false);
+                    OfferReply::Queued { id }
+                }
+                Err(error) => refusal(&error),
+            };
+            self.send(token, &Header::Offered(reply));
+            self.client_ready(reactor, now, token);
+        }
+        let dropped = std::mem::take(&mut self.dropped);
+        match committed {
+            Ok(()) => dropped.iter().for_each(|path| drop(std::fs::remove_file(path))),
+            Err(StoreError::Full) => log::warn!("the disk is full: messages are refused for now"),
+            Err(StoreError::Failed(cause)) => {
+                // Nothing more is acknowledged; the next process opens the store afresh (Q8).
+                log::error!("the queue's store failed: {cause}");
+                self.broken = true;
+            }
+        }
+    }
+
+    /// Takes in what was dropped while qmgr did not run.
+    fn take_dropped(&mut self, now: Time) {
+        use crate::maildrop::{self, Found};
+        let seconds = self.clock.now(now).since_start().as_secs();
+        let directory = std::path::Path::new(maildrop::DIRECTORY);
+        let found = match maildrop::collect(directory, DROP_BATCH, seconds) {
+            Ok(found) => found,
+            Err(e) => return log::warn!("{}", Fault::io("read maildrop", &e)),
+        };
+        let mut messages = Vec::new();
+        for file in found {
+            match file {
+                Found::Bad(path, reason) => {
+                    log::warn!("{}: {reason}; it is left there", path.display());
+                }
+                Found::Message(path, submission) => messages.push((path, submission)),
+            }
+        }
+        for (path, mut submission) in messages {
+            submission.recipients =
+                setup::complete(&submission.recipients, &self.alerts, &self.common);
+            let result = self.accept(now, &submission);
+            if result.is_ok() {
+                self.dropped.push(path);
+            }
+            // Nobody waits for the answer; the file stays until it is queued.
+            self.offered.push((Token(0), Offered { result, submission: *submission }));
+        }
+    }
+
+    fn clean(&mut self, now: Time) {
+        self.next_cleaning = now + CLEANING;
+        let seconds = self.clock.now(now).since_start().as_secs();
+        let before = seconds.saturating_sub(self.params.retired_time.as_secs());
+        if let Err(e) = self.store.forget_ended(before) {
+            log::warn!("forget ended messages: {e}");
+        }
+    }
+}
+
+fn refusal(error: &StoreError) -> OfferReply {
+    let (code, enhanced, text) = match error {
+        StoreError::Full => (452, "4.3.1", "Insufficient system storage"),
+        StoreError::Failed(_) => (451, "4.3.0", "Queue file write error"),
+    };
+    OfferReply::Refused { code, enhanced: enhanced.to_owned(), text: text.to_owned() }
+}

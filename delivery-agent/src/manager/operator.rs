@@ -1,0 +1,101 @@
+//! operator - what alertq asks
+
+use std::fmt::Write;
+
+use worker_proto::clock::Time;
+
+use super::Manager;
+use crate::listing;
+use crate::store::{MessageNo, StoreError};
+
+type Answer = (u8, String);
+
+impl Manager {
+    /// Answers a request; only root and the queue's owner may ask.
+    pub(super) fn asked(&mut self, now: Time, uid: u32, words: &[String]) -> Answer {
+        if uid != 0 && uid != self.owner {
+            return (77, "only the superuser may do that\n".to_owned());
+        }
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let queue_now = self.clock.now(now);
+        let doing = |no: MessageNo| {
+            let next = self.queue.due(no).map(|due| due.since(queue_now).as_secs());
+            (self.queue.state(no), next)
+        };
+        let result = match words.as_slice() {
+            ["list"] => listing::list(&self.store, &doing, false).map(ok),
+            ["list", "--json"] => listing::list(&self.store, &doing, true).map(ok),
+            ["show", id] => {
+                listing::show(&self.store, id, &doing).map(|t| t.map_or_else(|| unknown(id), ok))
+            }
+            ["relays"] => Ok(ok(self.relay_table(queue_now))),
+            ["flush"] | ["flush", "all"] => {
+                self.queue.flush(queue_now, None);
+                Ok(ok(String::new()))
+            }
+            [verb @ ("flush" | "hold" | "release" | "requeue" | "delete"), id] => {
+                self.change(queue_now, verb, id)
+            }
+            _ => Ok((64, format!("unknown request: {}\n", words.join(" ")))),
+        };
+        result.unwrap_or_else(|e| (75, format!("{e}\n")))
+    }
+
+    fn change(&mut self, queue_now: Time, verb: &str, id: &str) -> Result<Answer, StoreError> {
+        let found = self.store.by_id(id)?.filter(|m| m.done == 0);
+        let Some(message) = found else { return Ok(unknown(id)) };
+        let no = message.no;
+        let seconds = queue_now.since_start().as_secs();
+        if self.queue.state(no) == "active" && verb != "flush" {
+            return Ok((75, format!("{id}: it is on its way; try again\n")));
+        }
+        match verb {
+            "flush" => self.queue.flush(queue_now, Some(no)),
+            "hold" => {
+                let why = "held by the operator";
+                self.store.defer(no, message.attempts, message.next_try, why, true)?;
+                self.queue.hold(no);
+            }
+            "delete" => {
+                self.store.delete(no)?;
+                self.queue.remove(no);
+                log::info!("{id}: deleted by the operator");
+            }
+            // release, requeue: as if it had just come, the second without its attempts.
+            _ => {
+                let attempts = if verb == "requeue" { 0 } else { message.attempts };
+                self.store.defer(no, attempts, seconds, "", false)?;
+                let arrived = Time::from_start(std::time::Duration::from_secs(message.arrived));
+                self.queue.remove(no);
+                self.queue.add(no, message.lane, arrived, queue_now, attempts, false);
+            }
+        }
+        Ok(ok(String::new()))
+    }
+
+    /// Each relay, its state, since when, when it is probed, and its exact last words.
+    fn relay_table(&self, queue_now: Time) -> String {
+        let mut text = String::new();
+        for (name, clock) in self.queue.relays() {
+            let state = match clock.down() {
+                None => "up".to_owned(),
+                Some((since, probe)) => format!(
+                    "down for {}s, next try in {}s",
+                    queue_now.since(since).as_secs(),
+                    probe.since(queue_now).as_secs()
+                ),
+            };
+            let last = if clock.last().is_empty() { "not tried yet" } else { clock.last() };
+            let _ = writeln!(text, "{name}  {state}  ({last})");
+        }
+        text
+    }
+}
+
+const fn ok(text: String) -> Answer {
+    (0, text)
+}
+
+fn unknown(id: &str) -> Answer {
+    (1, format!("{id}: no such message in the queue\n"))
+}

@@ -1,0 +1,148 @@
+//! setup - what qmgr does before it gives up its privileges
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::path::Path;
+
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{User, getuid, setegid, seteuid};
+use worker_proto::diagnostic::Fault;
+use worker_proto::params::CommonParams;
+use worker_proto::server::Configured;
+
+use super::QmgrParams;
+use crate::alerts_cf::{self, AlertsCf};
+use crate::maildrop;
+use crate::store::Store;
+
+/// Where the store is, below the queue directory.
+pub(super) const STORE: &str = "queue";
+
+/// User and group of the queue.
+pub(super) type Owner = (u32, u32);
+
+/// Makes the queue's directories where they are missing, as under another master than ours.
+pub(super) fn directories(common: &CommonParams) -> Result<Owner, Fault> {
+    let name = &common.mail_owner;
+    let user = User::from_name(name).ok().flatten();
+    let user = user.ok_or_else(|| {
+        Fault::new(format!("parameter mail_owner: user \"{name}\""), "no such account")
+    })?;
+    let owner = (user.uid.as_raw(), user.gid.as_raw());
+    for (path, mode) in [(STORE, 0o700), (maildrop::DIRECTORY, 0o1730)] {
+        make(Path::new(path), mode, owner)?;
+    }
+    Ok(owner)
+}
+
+fn make(path: &Path, mode: u32, owner: Owner) -> Result<(), Fault> {
+    let fault = |e: &std::io::Error| Fault::io(format!("make directory {}", path.display()), e);
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => return Ok(()),
+        other => other.map_err(|e| fault(&e))?,
+    }
+    chown(path, Some(owner.0), Some(owner.1)).map_err(|e| fault(&e))?;
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(|e| fault(&e))
+}
+
+/// Opens the store as the account that will own its files. By path inside the jail it would be
+/// another one for SQLite.
+pub(super) fn open_store(
+    common: &CommonParams,
+    params: &QmgrParams,
+    owner: Owner,
+) -> Result<(Store, Option<String>), Fault> {
+    umask(Mode::from_bits_truncate(0o077));
+    let root = getuid().is_root();
+    if root {
+        let ids = setegid(owner.1.into()).and_then(|()| seteuid(owner.0.into()));
+        ids.map_err(|e| Fault::io(format!("become {}", common.mail_owner), &e.into()))?;
+    }
+    // Relative to the queue directory, where the process is now and will be in its jail.
+    let opened = Store::open(Path::new(STORE), params.queue_minfree);
+    if root {
+        // Root was given up for a moment only.
+        let _ = seteuid(0.into()).and_then(|()| setegid(0.into()));
+    }
+    opened
+}
+
+/// Reads alerts.cf. Without one, and with errors in it, mail to local names still has somewhere to
+/// go.
+pub(super) fn alerts(configured: &Configured) -> AlertsCf {
+    let directory = std::env::var_os(worker_proto::abi::CONFIG_ENV)
+        .unwrap_or_else(|| worker_proto::server::CONFIG_DIRECTORY.into());
+    let path = Path::new(&directory).join("alerts.cf");
+    match fs::read(&path) {
+        Ok(bytes) => {
+            let name = path.display().to_string();
+            let (alerts, diagnostics) = AlertsCf::parse(&name, &String::from_utf8_lossy(&bytes));
+            diagnostics.iter().for_each(|d| log::error!("{d}"));
+            alerts
+        }
+        Err(e) => {
+            if e.kind() != ErrorKind::NotFound {
+                log::error!("{}", Fault::io(format!("open {}", path.display()), &e));
+            }
+            log::debug!(
+                "{}: mail to local names goes to @{}",
+                configured.service,
+                configured.common.myorigin
+            );
+            AlertsCf::default()
+        }
+    }
+}
+
+/// The relays' names, in order.
+pub(super) fn relay_names(relayhost: &str) -> Vec<String> {
+    relayhost.split(',').map(str::trim).filter(|r| !r.is_empty()).map(str::to_owned).collect()
+}
+
+/// Gives recipients without a domain an address: those of alerts.cf that want mail, or their name at
+/// this host's domain. Nobody gets a message twice.
+pub(super) fn complete(
+    recipients: &[String],
+    alerts: &AlertsCf,
+    common: &CommonParams,
+) -> Vec<String> {
+    let admins = alerts.recipients(alerts_cf::MAIL);
+    let mut complete: Vec<String> = Vec::new();
+    for recipient in recipients {
+        let addresses = match recipient.contains('@') {
+            true => vec![recipient.clone()],
+            false if admins.is_empty() => vec![format!("{recipient}@{}", common.myorigin)],
+            false => admins.iter().map(|&a| a.to_owned()).collect(),
+        };
+        complete
+            .extend(addresses.into_iter().filter(|a| !complete.contains(a)).collect::<Vec<_>>());
+    }
+    complete
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use worker_proto::main_cf::MainCf;
+
+    #[test]
+    fn m3_names_without_a_domain_go_to_the_administrators() {
+        let (mut main_cf, _) = MainCf::parse("main.cf", "myhostname = h.example\n");
+        let common = CommonParams::read(&mut main_cf).unwrap();
+        let to = |names: &[&str], alerts: &AlertsCf| {
+            let names: Vec<_> = names.iter().map(|&n| n.to_owned()).collect();
+            complete(&names, alerts, &common)
+        };
+        let none = AlertsCf::default();
+        assert_eq!(to(&["root", "a@x", "a@x"], &none), ["root@h.example", "a@x"]);
+        let (some, _) = AlertsCf::parse("alerts.cf", "ops@x\nlog@x but not on {mail}\n");
+        assert_eq!(to(&["root", "daemon", "a@x"], &some), ["ops@x", "a@x"]);
+    }
+
+    #[test]
+    fn relays_are_named_as_they_are_written() {
+        assert_eq!(relay_names(" [a]:587, b:25 tls ,,"), ["[a]:587", "b:25 tls"]);
+        assert_eq!(relay_names(""), Vec::<String>::new());
+    }
+}
