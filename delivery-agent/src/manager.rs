@@ -34,9 +34,9 @@ use link::Link;
 worker_proto::params! {
     /// Parameters of qmgr.
     pub struct QmgrParams {
-        /// The relays, in the order in which they are tried, apart by commas: `[host]:port` or
-        /// `host:port`.
-        relayhost: Text = "";
+        /// The relays, in the order in which they are tried, apart by blanks or commas: `[host]:port`
+        /// or `host:port`.
+        relayhost: Words = "";
         /// The pause after the first attempt that a relay has put off; it doubles with each.
         minimal_backoff_time: Time = "30s", "1s"..="1d";
         /// The longest pause between two attempts.
@@ -124,7 +124,7 @@ impl Multi for Manager {
         let params = QmgrParams::read(&mut configured.main_cf).map_err(|e| server::first(&e))?;
         let owner = setup::directories(&configured.common)?;
         let alerts = setup::alerts(configured);
-        let relays = setup::relay_names(&params.relayhost);
+        let relays = params.relayhost.clone();
         if relays.is_empty() {
             log::warn!("parameter relayhost is empty: messages stay in the queue");
         }

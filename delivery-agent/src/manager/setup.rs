@@ -95,11 +95,6 @@ pub(super) fn alerts(configured: &Configured) -> AlertsCf {
     }
 }
 
-/// The relays' names, in order.
-pub(super) fn relay_names(relayhost: &str) -> Vec<String> {
-    relayhost.split(',').map(str::trim).filter(|r| !r.is_empty()).map(str::to_owned).collect()
-}
-
 /// Gives recipients without a domain an address: those of alerts.cf that want mail, or their name at
 /// this host's domain. Nobody gets a message twice.
 pub(super) fn complete(
@@ -138,11 +133,5 @@ mod tests {
         assert_eq!(to(&["root", "a@x", "a@x"], &none), ["root@h.example", "a@x"]);
         let (some, _) = AlertsCf::parse("alerts.cf", "ops@x\nlog@x but not on {mail}\n");
         assert_eq!(to(&["root", "daemon", "a@x"], &some), ["ops@x", "a@x"]);
-    }
-
-    #[test]
-    fn relays_are_named_as_they_are_written() {
-        assert_eq!(relay_names(" [a]:587, b:25 tls ,,"), ["[a]:587", "b:25 tls"]);
-        assert_eq!(relay_names(""), Vec::<String>::new());
     }
 }
