@@ -10,4 +10,5 @@ pub mod reply;
 pub mod server;
 pub mod session;
 mod stage;
+pub mod stream;
 mod transaction;

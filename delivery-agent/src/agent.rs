@@ -1,0 +1,397 @@
+//! agent - drains what qmgr feeds into one relay after the other
+//!
+//! One connection from qmgr is one unit of work. The agent keeps one session open over all its
+//! leases and asks for the next lease while the last is under way. When a relay fails, what is left
+//! goes to the next one in the same unit (S1); a session that ends after it has done some work is
+//! opened again at the same relay.
+//!
+//! When qmgr closes while a message is under way nobody is left to tell about it: the line is cut,
+//! so that what has not arrived does not arrive twice.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use log::{debug, info};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use worker_proto::clock::Time;
+
+use crate::outcome::{Outcome, RelayNews};
+use crate::relay::Relay;
+use crate::smtp::session::{Config, Event, Mail, Session};
+use crate::smtp::stream::{self, Link, Timeouts};
+use crate::wire::{Decoder, Header, Lease, Report};
+
+/// Leases that are read ahead of the one under way.
+const AHEAD: usize = 4;
+/// How long a relay that has failed is left alone within one unit, where qmgr does not say so.
+const REST: Duration = Duration::from_secs(60);
+
+/// What an agent knows.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    /// The relays, best first.
+    pub relays: Vec<Relay>,
+    /// The name given in EHLO.
+    pub helo: String,
+    /// Deadlines.
+    pub timeouts: Timeouts,
+    /// How long a session may last.
+    pub session_limit: Duration,
+}
+
+/// A lease on its way.
+#[derive(Debug)]
+struct Job {
+    lease: u64,
+    id: String,
+    sender: String,
+    body: Rc<[u8]>,
+    recipients: Vec<String>,
+    /// Recipients without an outcome, by number.
+    open: Vec<usize>,
+    outcomes: Vec<(usize, Outcome)>,
+    avoid: Vec<String>,
+    /// Relays that cannot take this message, and the last one's reason.
+    unfit: Vec<usize>,
+    unfit_reply: Option<(String, String)>,
+}
+
+/// The session of the moment.
+struct Current {
+    relay: usize,
+    link: Link<TcpStream>,
+    since: Time,
+    /// Whether the relay has answered for a message.
+    settled: bool,
+    opened: bool,
+}
+
+struct Unit<'a, S> {
+    agent: &'a Agent,
+    qmgr: S,
+    decoder: Decoder,
+    reports: Vec<u8>,
+    at_end: bool,
+    waiting: VecDeque<Job>,
+    /// Jobs that were offered to the session, in that order.
+    flying: VecDeque<Job>,
+    current: Option<Current>,
+    /// Until when each relay is left alone.
+    down: Vec<Option<Time>>,
+    /// Relays to which commands are sent one by one, since they did not keep answers apart.
+    lock_step: Vec<bool>,
+    last_failure: String,
+    news: Vec<RelayNews>,
+}
+
+impl Agent {
+    /// Serves one unit: leases in, reports out, until qmgr closes. The connection is non-blocking.
+    pub fn serve<S: Read + Write + AsFd>(&self, qmgr: S) {
+        let mut unit = Unit {
+            agent: self,
+            qmgr,
+            decoder: Decoder::default(),
+            reports: Vec::new(),
+            at_end: false,
+            waiting: VecDeque::new(),
+            flying: VecDeque::new(),
+            current: None,
+            down: vec![None; self.relays.len()],
+            lock_step: vec![false; self.relays.len()],
+            last_failure: "no relay can be used".to_owned(),
+            news: Vec::new(),
+        };
+        while !unit.at_end {
+            let now = Time::now();
+            unit.events(now);
+            unit.assign(now);
+            unit.write(now);
+            unit.wait(now);
+        }
+        unit.leave();
+    }
+}
+
+impl<S: Read + Write + AsFd> Unit<'_, S> {
+    /// Takes in what the session has to tell.
+    fn events(&mut self, now: Time) {
+        let mut returned = VecDeque::new();
+        while let Some(current) = &mut self.current
+            && let Some(event) = current.link.event()
+        {
+            match event {
+                Event::Open => current.opened = true,
+                Event::Done(outcomes) => {
+                    if let Some(job) = self.flying.pop_front()
+                        && let Some(job) = self.done(job, outcomes)
+                    {
+                        returned.push_back(job);
+                    }
+                }
+                Event::Lost { why } => {
+                    let idle = current.opened && returned.is_empty() && self.flying.is_empty();
+                    // A relay may end a session that has done some work, or has none to do.
+                    if !current.settled && !idle {
+                        self.relay_failed(&why, now);
+                    } else {
+                        debug!("{}: {why}", self.agent.relays[current.relay].name);
+                    }
+                    self.current = None;
+                }
+            }
+        }
+        while let Some(job) = returned.pop_back() {
+            self.waiting.push_front(job);
+        }
+    }
+
+    /// Sorts the outcomes of an attempt; gives the job back when recipients are left.
+    fn done(&mut self, mut job: Job, outcomes: Vec<(usize, Outcome)>) -> Option<Job> {
+        for (number, outcome) in outcomes {
+            let settles = match outcome {
+                Outcome::NotSent { .. } => continue,
+                Outcome::InDoubt { .. } => false,
+                Outcome::RejectedTemp { .. }
+                | Outcome::RejectedPerm { .. }
+                | Outcome::Delivered { .. } => true,
+            };
+            if settles {
+                self.relay_works(outcome.text());
+            }
+            job.open.retain(|&n| n != number);
+            job.outcomes.push((number, outcome));
+        }
+        if job.open.is_empty() {
+            self.report(job);
+            return None;
+        }
+        Some(job)
+    }
+
+    fn relay_works(&mut self, reply: &str) {
+        if let Some(current) = &mut self.current
+            && !std::mem::replace(&mut current.settled, true)
+        {
+            self.down[current.relay] = None;
+            let relay = self.agent.relays[current.relay].name.clone();
+            self.news.push(RelayNews { relay, up: true, reply: reply.to_owned() });
+        }
+    }
+
+    fn relay_failed(&mut self, why: &str, now: Time) {
+        let Some(current) = &self.current else { return };
+        // Without pipelining there is less to go wrong.
+        self.lock_step[current.relay] |= current.opened;
+        self.mark_down(current.relay, why, now);
+    }
+
+    fn mark_down(&mut self, relay: usize, why: &str, now: Time) {
+        self.down[relay] = Some(now + REST);
+        let name = self.agent.relays[relay].name.clone();
+        self.last_failure = format!("{name}: {why}");
+        debug!("{}", self.last_failure);
+        self.news.push(RelayNews { relay: name, up: false, reply: why.to_owned() });
+    }
+
+    /// Gives waiting jobs to the session they belong to, opening and closing sessions for it.
+    fn assign(&mut self, now: Time) {
+        while let Some(job) = self.waiting.front() {
+            let Some(relay) = self.choose(job, now) else {
+                if let Some(job) = self.waiting.pop_front() {
+                    self.give_up(job);
+                }
+                continue;
+            };
+            match &mut self.current {
+                None => self.connect(relay, now),
+                Some(current) => {
+                    let old = now.since(current.since) >= self.agent.session_limit;
+                    if current.relay != relay || old {
+                        if !self.flying.is_empty() {
+                            return;
+                        }
+                        self.quit(now);
+                        continue;
+                    }
+                    if !current.link.session().wants_mail() {
+                        return;
+                    }
+                    self.offer_front(relay);
+                }
+            }
+        }
+    }
+
+    /// The first relay that may be asked for this job.
+    fn choose(&self, job: &Job, now: Time) -> Option<usize> {
+        (0..self.agent.relays.len()).find(|&relay| {
+            let rests = self.down[relay].is_some_and(|until| now < until);
+            let avoided = job.avoid.contains(&self.agent.relays[relay].name);
+            !rests && !avoided && !job.unfit.contains(&relay)
+        })
+    }
+
+    fn offer_front(&mut self, relay: usize) {
+        let (Some(current), Some(mut job)) = (&mut self.current, self.waiting.pop_front()) else {
+            return;
+        };
+        let mail = Mail {
+            sender: job.sender.clone(),
+            recipients: job.open.iter().map(|&n| (n, job.recipients[n].clone())).collect(),
+            body: Rc::clone(&job.body),
+        };
+        match current.link.session().offer(mail) {
+            Ok(()) => self.flying.push_back(job),
+            Err(unfit) => {
+                job.unfit.push(relay);
+                job.unfit_reply = Some((self.agent.relays[relay].name.clone(), unfit.reply));
+                self.waiting.push_front(job);
+            }
+        }
+    }
+
+    /// No relay is left for this job in this unit.
+    fn give_up(&mut self, mut job: Job) {
+        let all_unfit = !job.unfit.is_empty() && job.unfit.len() == self.agent.relays.len();
+        let outcome = match job.unfit_reply.take() {
+            Some((relay, reply)) if all_unfit => Outcome::RejectedPerm { relay, reply },
+            Some((relay, reply)) => Outcome::NotSent { why: format!("{relay}: {reply}") },
+            None => Outcome::NotSent { why: self.last_failure.clone() },
+        };
+        let open = std::mem::take(&mut job.open);
+        job.outcomes.extend(open.into_iter().map(|n| (n, outcome.clone())));
+        self.report(job);
+    }
+
+    fn connect(&mut self, relay: usize, now: Time) {
+        let agent = self.agent;
+        let Relay { name, addresses, problem, .. } = &agent.relays[relay];
+        if addresses.is_empty() {
+            return self.mark_down(relay, problem, now);
+        }
+        match stream::connect(addresses, agent.timeouts.connect) {
+            Ok(socket) => {
+                let session = Session::new(Config {
+                    relay: name.clone(),
+                    helo: agent.helo.clone(),
+                    pipelining: !self.lock_step[relay],
+                });
+                // Connecting took its time.
+                let now = Time::now();
+                let mut link = Link::new(socket, session, agent.timeouts);
+                link.flush(now);
+                self.current =
+                    Some(Current { relay, link, since: now, settled: false, opened: false });
+            }
+            Err(why) => self.mark_down(relay, &why, Time::now()),
+        }
+    }
+
+    fn quit(&mut self, now: Time) {
+        if let Some(mut current) = self.current.take() {
+            current.link.session().quit();
+            current.link.flush(now);
+        }
+    }
+
+    fn report(&mut self, job: Job) {
+        for (number, outcome) in &job.outcomes {
+            info!("{}: to=<{}>, {outcome}", job.id, job.recipients[*number]);
+        }
+        let relays = std::mem::take(&mut self.news);
+        let report = Report { lease: job.lease, outcomes: job.outcomes, relays };
+        self.reports.extend_from_slice(&Header::Report(report).encode());
+    }
+
+    fn write(&mut self, now: Time) {
+        if let Some(current) = &mut self.current {
+            current.link.flush(now);
+        }
+        if stream::drain(&mut self.qmgr, &mut self.reports).is_err() {
+            self.at_end = true;
+        }
+    }
+
+    /// Waits for the next thing to happen, and reads it.
+    fn wait(&mut self, now: Time) {
+        let mut qmgr_flags = PollFlags::empty();
+        qmgr_flags.set(PollFlags::POLLIN, self.waiting.len() < AHEAD);
+        qmgr_flags.set(PollFlags::POLLOUT, !self.reports.is_empty());
+        let mut fds = vec![PollFd::new(self.qmgr.as_fd(), qmgr_flags)];
+        let mut timeout = PollTimeout::NONE;
+        if let Some(current) = &self.current {
+            fds.push(PollFd::new(current.link.as_fd(), current.link.interest()));
+            if let Some(deadline) = current.link.deadline() {
+                // One millisecond more: a wait that is cut short would turn once for nothing.
+                let left = deadline.since(now) + Duration::from_millis(1);
+                timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            }
+        }
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => self.at_end = true,
+        }
+        let from_qmgr = fds[0].any().unwrap_or(true);
+        let from_relay = fds.get(1).is_some_and(|fd| fd.any().unwrap_or(true));
+        let now = Time::now();
+        if let Some(current) = &mut self.current {
+            if from_relay {
+                current.link.read(now);
+            }
+            current.link.check(now);
+        }
+        if from_qmgr {
+            self.read_leases();
+        }
+    }
+
+    fn read_leases(&mut self) {
+        let mut bytes = [0; 64 * 1024];
+        match self.qmgr.read(&mut bytes) {
+            Ok(0) => self.at_end = true,
+            Ok(count) => self.decoder.push(&bytes[..count]),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(_) => self.at_end = true,
+        }
+        loop {
+            match self.decoder.next_frame() {
+                Ok(Some(Header::Lease(lease))) => self.waiting.push_back(Job::new(lease)),
+                Ok(None) => return,
+                Ok(Some(_)) | Err(_) => {
+                    log::warn!("qmgr sent what is no lease");
+                    self.at_end = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Ends the unit; a session with a message under way is cut off instead of ended.
+    fn leave(&mut self) {
+        if self.flying.is_empty() {
+            self.quit(Time::now());
+        }
+    }
+}
+
+impl Job {
+    fn new(lease: Lease) -> Self {
+        Self {
+            lease: lease.lease,
+            id: lease.id,
+            sender: lease.sender,
+            body: Rc::from(lease.body),
+            open: (0..lease.recipients.len()).collect(),
+            recipients: lease.recipients,
+            outcomes: Vec::new(),
+            avoid: lease.avoid,
+            unfit: Vec::new(),
+            unfit_reply: None,
+        }
+    }
+}
