@@ -1,1 +1,14 @@
-//! Black-box tests of the whole system.
+//! Black-box tests of the whole system: real master, real workers, real sockets, real peers.
+//!
+//! This library is the harness; each file in `tests/` is a scenario.
+
+pub mod binaries;
+pub mod instance;
+pub mod logbook;
+pub mod net;
+pub mod peer;
+pub mod process;
+pub mod relay;
+pub mod wait;
+
+pub use instance::Instance;

@@ -5,6 +5,7 @@
 //! defines expands to nothing (postconf(5)).
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
@@ -14,7 +15,28 @@ use nix::unistd::gethostname;
 use crate::diagnostic::{Diagnostic, Fault};
 use crate::expand::expand;
 use crate::logical;
-use crate::params::ParamInfo;
+
+/// A row of a table of parameters; see [`mod@crate::params`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParamInfo {
+    /// Name in main.cf.
+    pub name: &'static str,
+    /// Kind of value, for the manual.
+    pub kind: &'static str,
+    /// Default, as main.cf would spell it.
+    pub default: &'static str,
+    /// Least and greatest value, as main.cf would spell them.
+    pub bounds: Option<(&'static str, &'static str)>,
+    /// The manual's text, a line each.
+    pub doc: &'static [&'static str],
+}
+
+impl fmt::Display for ParamInfo {
+    /// As postconf prints it: `name = default`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} = {}", self.name, self.default)
+    }
+}
 
 /// The parameters of an instance: file, overrides and defaults.
 #[derive(Debug, Clone, Default)]

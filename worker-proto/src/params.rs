@@ -3,28 +3,13 @@
 //! [`params!`](crate::params!) takes name, kind, default, bounds and the manual's text of each
 //! parameter and yields the typed struct, its reader and the listing the manual is made from.
 
-use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::diagnostic::Diagnostic;
 use crate::main_cf::MainCf;
+pub use crate::main_cf::ParamInfo;
 use crate::time_value::{self, Unit};
-
-/// A row of a table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ParamInfo {
-    /// Name in main.cf.
-    pub name: &'static str,
-    /// Kind of value, for the manual.
-    pub kind: &'static str,
-    /// Default, as main.cf would spell it.
-    pub default: &'static str,
-    /// Least and greatest value, as main.cf would spell them.
-    pub bounds: Option<(&'static str, &'static str)>,
-    /// The manual's text, a line each.
-    pub doc: &'static [&'static str],
-}
 
 /// A kind of value: how its text is read.
 pub trait Kind {
@@ -201,13 +186,6 @@ fn read_one<K: Kind>(main_cf: &MainCf, info: &ParamInfo) -> Result<K::Value, Box
             Err(bad(format!("a {} from {low} to {high}", K::NAME)))
         }
         _ => Ok(parsed),
-    }
-}
-
-impl fmt::Display for ParamInfo {
-    /// As postconf prints it: `name = default`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} = {}", self.name, self.default)
     }
 }
 
