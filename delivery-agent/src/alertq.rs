@@ -94,7 +94,10 @@ pub fn queue_directory(config: &Path) -> Result<PathBuf, Fault> {
 #[must_use]
 pub fn run(queue: &Path, words: &[String]) -> (u8, String) {
     let path = queue.join("private/qmgr");
-    let asked = UnixStream::connect(&path).and_then(|mut stream| {
+    // Relative to it: a socket's name may have 107 bytes, and an instance may lie deep.
+    let connected =
+        std::env::set_current_dir(queue).and_then(|()| UnixStream::connect("private/qmgr"));
+    let asked = connected.and_then(|mut stream| {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         wire::ask(&mut stream, words)

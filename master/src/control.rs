@@ -183,7 +183,9 @@ impl AsFd for Client {
 /// # Errors
 /// No master listens there, or it has ended in the middle of the answer.
 pub fn ask(queue_directory: &std::path::Path, request: &str) -> io::Result<(u8, String)> {
-    let mut stream = UnixStream::connect(queue_directory.join(PATH))?;
+    // Relative to it: a socket's name may have 107 bytes, and an instance may lie deep.
+    std::env::set_current_dir(queue_directory)?;
+    let mut stream = UnixStream::connect(PATH)?;
     stream.write_all(format!("{request}\n").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;

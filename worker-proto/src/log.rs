@@ -85,6 +85,8 @@ static OUTPUT: OnceLock<Mutex<Output>> = OnceLock::new();
 /// # Errors
 /// The sink cannot be opened; lines then go to standard error.
 pub fn init(tag: &str, verbose: bool, sink: &Sink) -> Result<(), Fault> {
+    // The C library reads the time zone now; in a jail it would not find it.
+    let _ = sys::LocalTime::at(clock::wall());
     let (stream, fault) = match Stream::open(sink) {
         Ok(stream) => (stream, None),
         Err(fault) => (Stream::Stderr, Some(fault)),
