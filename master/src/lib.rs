@@ -14,6 +14,7 @@ pub mod layout;
 pub mod limits;
 pub mod listen;
 pub mod lock;
+pub mod manual;
 pub mod monitor;
 pub mod names;
 pub mod notice;

@@ -71,7 +71,7 @@ pub struct WorkerRow {
 }
 
 impl State {
-    fn word(&self) -> &'static str {
+    pub(crate) fn word(&self) -> &'static str {
         match self {
             Self::Up => "up",
             Self::Stress => "stress",

@@ -69,16 +69,60 @@ pub fn parse(text: &str, context: &Context<'_>) -> (Vec<ServiceDef>, Vec<Diagnos
     (defs, diagnostics)
 }
 
-/// The columns, by their names in messages.
-const COLUMNS: [&str; 8] = [
-    "service name",
-    "transport type",
-    "private",
-    "unprivileged",
-    "chroot",
-    "wakeup",
-    "process limit",
-    "command",
+/// A column of master.cf.
+#[derive(Debug, Clone, Copy)]
+pub struct Column {
+    /// Its name in messages.
+    pub name: &'static str,
+    /// What `-` stands for; empty where it stands for nothing.
+    pub default: &'static str,
+    /// The manual's text.
+    pub doc: &'static str,
+}
+
+/// The columns, from the left.
+pub const COLUMNS: [Column; 8] = [
+    Column {
+        name: "service name",
+        default: "",
+        doc: "For inet `port`, `host:port` or `[address]:port`, with names or numbers; without a host it \
+              listens where inet_interfaces says. For the other types the name of the socket below \
+              `private/` or `public/` in the queue directory.",
+    },
+    Column { name: "transport type", default: "", doc: "How clients reach it; see below." },
+    Column {
+        name: "private",
+        default: "y",
+        doc: "`y`: the socket is below `private/`, for the mail system alone. A service of type inet \
+              cannot be private.",
+    },
+    Column {
+        name: "unprivileged",
+        default: "y",
+        doc: "`y`: its workers give up root for mail_owner before they serve anybody (`-u`).",
+    },
+    Column {
+        name: "chroot",
+        default: "n",
+        doc: "`y`: its workers see nothing but the queue directory (`-c`).",
+    },
+    Column {
+        name: "wakeup",
+        default: "0",
+        doc: "It is woken at the start and then in this many seconds, again and again; 0 is never. \
+              With `?` at the end only once it has been used.",
+    },
+    Column {
+        name: "process limit",
+        default: "default_process_limit",
+        doc: "The most workers at a time; 0 is no limit.",
+    },
+    Column {
+        name: "command",
+        default: "",
+        doc: "The program, below daemon_directory, and its arguments. `-o name=value` sets a parameter \
+              for this service alone. An argument in braces may hold blanks: `-o { name = a b }`.",
+    },
 ];
 /// The longest path that fits a socket address (unix(7)), without its null byte.
 const MAX_PATH: usize = 107;
@@ -108,7 +152,7 @@ impl Line<'_, '_> {
             return None;
         }
         let (fields, rest) = words::fields(&text, COLUMNS.len());
-        if let Some(missing) = COLUMNS.get(fields.len()) {
+        if let Some(Column { name: missing, .. }) = COLUMNS.get(fields.len()) {
             self.complain(
                 text.trim_end().len()..text.trim_end().len(),
                 format!("missing \"{missing}\" field"),
@@ -241,7 +285,8 @@ impl Line<'_, '_> {
             return Err(Bad);
         };
         if end < digits.len() && !self.context.compat {
-            let message = format!("field \"{}\": \"{word}\" is read as {number}", COLUMNS[column]);
+            let message =
+                format!("field \"{}\": \"{word}\" is read as {number}", COLUMNS[column].name);
             self.complain(at, message, help.to_owned(), true);
         }
         Ok(number)
@@ -301,7 +346,7 @@ impl Line<'_, '_> {
     }
 
     fn no_default<T>(&mut self, at: Range<usize>, column: usize) -> Result<T, Bad> {
-        let name = COLUMNS[column];
+        let name = COLUMNS[column].name;
         let help = format!("write the {name}");
         self.complain(at, format!("field \"{name}\" has no default value"), help, false);
         Err(Bad)
@@ -314,7 +359,7 @@ impl Line<'_, '_> {
 }
 
 fn bad_value(column: usize, word: &str) -> String {
-    format!("field \"{}\": bad value: \"{word}\"", COLUMNS[column])
+    format!("field \"{}\": bad value: \"{word}\"", COLUMNS[column].name)
 }
 
 /// Whether a relative name leaves the directory it is meant for.

@@ -59,18 +59,24 @@ const MASTER: &[&str] = &[
     "event_loop",
     "daemon",
     "belfry",
+    "manual",
 ];
 
 const DELIVERY_AGENT: &[&str] = &[
     "outcome",
+    "params",
+    // Pure.
+    "relay",
     "retry",
-    "smtp",
     "alerts_cf",
+    "smtp",
+    // qmgr's protocol, and what lies on the disk.
     "wire",
     "store",
     "maildrop",
     "listing",
-    "relay",
+    // Programs.
+    "agent",
     "queue",
     "manager",
     "alertq",
