@@ -12,6 +12,7 @@ pub mod params;
 pub mod queue;
 pub mod relay;
 pub mod retry;
+pub mod sendmail;
 pub mod smtp;
 pub mod store;
 pub mod wire;
