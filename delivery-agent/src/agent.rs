@@ -15,7 +15,7 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use log::{debug, info};
+use log::debug;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use worker_proto::clock::Time;
@@ -301,7 +301,7 @@ impl<S: Read + Write + AsFd> Unit<'_, S> {
 
     fn report(&mut self, job: Job) {
         for (number, outcome) in &job.outcomes {
-            info!("{}: to=<{}>, {outcome}", job.id, job.recipients[*number]);
+            debug!("{}: to=<{}>, {outcome}", job.id, job.recipients[*number]);
         }
         let relays = std::mem::take(&mut self.news);
         let report = Report { lease: job.lease, outcomes: job.outcomes, relays };

@@ -4,9 +4,9 @@
 //! the directory synchronised. Names cannot be guessed, so that nobody waits for one. qmgr takes
 //! files in at its start and at each wakeup.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::process;
 
@@ -37,6 +37,7 @@ pub fn drop_message(directory: &Path, submission: &Submission) -> io::Result<()>
             .mode(0o640)
             .custom_flags(libc_nofollow())
             .open(&partial)?;
+        give_to_group(&file, directory)?;
         file.write_all(&Header::Offer(submission.clone()).encode())?;
         file.sync_all()?;
         fs::rename(&partial, directory.join(format!("{WHOLE}{name}")))?;
@@ -46,6 +47,18 @@ pub fn drop_message(directory: &Path, submission: &Submission) -> io::Result<()>
         let _ = fs::remove_file(&partial);
     }
     result
+}
+
+/// qmgr reads the file by its group: the directory's, whoever writes. A user who is not in it gets
+/// it from the set-gid bit of sendmail(1).
+fn give_to_group(file: &File, directory: &Path) -> io::Result<()> {
+    let gid = fs::metadata(directory)?.gid();
+    if file.metadata()?.gid() != gid {
+        // Where this may not be done, qmgr may still be root's own process and can read it.
+        let _ = fchown(file, None, Some(gid));
+    }
+    // The caller's umask may have left the group out.
+    file.set_permissions(Permissions::from_mode(0o640))
 }
 
 /// A file in the directory.

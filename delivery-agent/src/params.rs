@@ -35,3 +35,29 @@ params! {
         smtp_connection_reuse_time_limit: Time = "300s", "1s"..="1d";
     }
 }
+
+params! {
+    /// Parameters of smtpd.
+    pub struct SmtpdParams {
+        /// The greeting, behind its code.
+        smtpd_banner: Text = "$myhostname ESMTP $mail_name";
+        /// How long a client may take for a command, or for each 64 kilobytes of a message. Under
+        /// stress, when every process is busy, it is shorter.
+        smtpd_timeout: Time = "${stress?{10}:{300}}s", "1s"..="1d";
+        /// How many recipients a message may have.
+        smtpd_recipient_limit: Count = "1000", "1"..="1000000";
+        /// After this many refused commands the session ends.
+        smtpd_hard_error_limit: Count = "${stress?{1}:{20}}", "1"..="1000000";
+        /// The largest message, in bytes; 0 for no limit.
+        message_size_limit: Count = "10240000", "0"..="1000000000";
+        /// The longest command line, in bytes.
+        line_length_limit: Count = "2048", "512"..="1000000";
+        /// How many Received fields a message may have before it is taken to go in circles.
+        hopcount_limit: Count = "50", "1"..="10000";
+        /// The networks whose clients may hand in mail over TCP. A client on a socket in the file
+        /// system needs none of it: the directory's mode decides who can reach it.
+        mynetworks: Words = "127.0.0.0/8 [::1]/128";
+        /// How long a process waits for another one of this instance.
+        ipc_timeout: Time = "60s", "1s"..="1d";
+    }
+}
