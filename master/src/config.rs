@@ -93,8 +93,11 @@ impl fmt::Display for Problems {
 pub fn read(directory: &Path, table: Option<&Path>, names: &Names) -> Result<Config, Problems> {
     let (mut main_cf, diagnostics) = MainCf::load(directory)?;
     let mut problems = Problems { diagnostics, faults: Vec::new() };
-    let common = keep(CommonParams::read(&mut main_cf), &mut problems.diagnostics);
-    let master = keep(MasterParams::read(&mut main_cf), &mut problems.diagnostics);
+    // Wrong parameters do not keep master.cf from being read: it is checked against the defaults.
+    let common = keep(CommonParams::read(&mut main_cf), &mut problems.diagnostics)
+        .or_else(|| CommonParams::read(&mut MainCf::default()).ok());
+    let master = keep(MasterParams::read(&mut main_cf), &mut problems.diagnostics)
+        .or_else(|| MasterParams::read(&mut MainCf::default()).ok());
     let path = table.map_or_else(|| directory.join("master.cf"), Path::to_path_buf);
     let text = fs::read(&path).map_err(|e| Fault::io(format!("open {}", path.display()), &e));
     let text = keep_fault(text, &mut problems);

@@ -43,7 +43,6 @@ impl Logbook {
     ///
     /// # Panics
     /// It does not come.
-    #[must_use]
     pub fn wait_for(&self, part: &str) -> String {
         self.wait_for_count(part, 1)
     }
@@ -52,7 +51,6 @@ impl Logbook {
     ///
     /// # Panics
     /// They do not come.
-    #[must_use]
     pub fn wait_for_count(&self, part: &str, count: usize) -> String {
         wait::within(wait::LONG, || {
             let mut lines = self.lines(part);
