@@ -16,6 +16,7 @@ pub mod queue;
 pub mod relay;
 pub mod retry;
 pub mod sendmail;
+pub mod sink;
 pub mod smtp;
 pub mod smtpd;
 pub mod store;

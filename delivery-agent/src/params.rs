@@ -61,3 +61,17 @@ params! {
         ipc_timeout: Time = "60s", "1s"..="1d";
     }
 }
+
+params! {
+    /// Parameters of sinkd, which is for tests alone.
+    pub struct SinkParams {
+        /// The Maildir for all mail. A relative path begins at queue_directory.
+        sink_maildir: Text = "sink";
+        /// Recipients that are refused for good (550).
+        sink_reject: Words = "";
+        /// Recipients that are put off (450).
+        sink_defer: Words = "";
+        /// Whether a message is on disk before it is acknowledged.
+        sink_sync: Flag = "yes";
+    }
+}
