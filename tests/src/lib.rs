@@ -7,6 +7,7 @@ pub mod instance;
 pub mod logbook;
 pub mod net;
 pub mod peer;
+pub mod probe;
 pub mod process;
 pub mod relay;
 pub mod wait;
