@@ -11,8 +11,8 @@ fn text(bytes: &[u8]) -> String {
 
 fn add_line(instance: &Instance, line: &str) {
     let path = instance.config().join("master.cf");
-    let table = fs::read_to_string(&path).unwrap();
-    fs::write(path, table + line + "\n").unwrap();
+    let table = fs::read_to_string(&path).expect("the instance has a table");
+    fs::write(path, table + line + "\n").expect("/tmp has room");
 }
 
 #[test]

@@ -442,10 +442,17 @@ extern "C" fn child(order: *mut c_void) -> c_int {
         order.error.store(Errno::last_raw(), Ordering::Relaxed);
         return 1;
     }
-    for signal in (1..32).filter(|&s| s != libc::SIGPIPE) {
-        // SAFETY: the default disposition runs no handler. The child has a copy of the handlers
-        // (no CLONE_SIGHAND), so the parent keeps its own. KILL and STOP fail, harmlessly.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    // The kernel's own form of sigaction(2): the C library keeps two signals from its callers, and a
+    // caller may have inherited them ignored. All zero is the default, with no flags and no mask.
+    let default = [0_u64; 4];
+    for signal in (1..=64).filter(|&s| s != libc::SIGPIPE) {
+        // SAFETY: the pointer is to a live value of the kernel's size; nothing old is asked for. The
+        // child has a copy of the handlers (no CLONE_SIGHAND), so the parent keeps its own. KILL and
+        // STOP fail, harmlessly.
+        unsafe {
+            let none = ptr::null_mut::<c_void>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), none, size_of::<u64>())
+        };
     }
     // SAFETY: the pointer is to a live rlimit. A failure leaves the parent's limit in force.
     unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const order.files) };

@@ -111,14 +111,16 @@ impl Worker {
 
     fn client(&self, client: Client, trace: Option<&str>) {
         let mut reader = BufReader::new(client);
+        // A wakeup is a byte and a null byte, and no line.
+        let first = reader.fill_buf().unwrap_or_default();
+        if first.starts_with(b"W\0") {
+            return note(trace, &first[..2]);
+        }
         let mut line = String::new();
         loop {
             line.clear();
             if reader.read_line(&mut line).unwrap_or(0) == 0 {
                 return;
-            }
-            if line.starts_with('W') && line.contains('\0') {
-                return note(trace, line.as_bytes());
             }
             let words: Vec<&str> = line.split_whitespace().collect();
             let number = |at: usize| words.get(at).and_then(|w| w.parse().ok()).unwrap_or(0);
