@@ -84,7 +84,9 @@ impl Reader {
             true => text.split_once(':').map_or("", |(_, t)| t),
             false => &text,
         };
-        if is_angle || text.contains('"') || text.contains('@') {
+        // `a@b c@d` is two addresses whose comma is missing, `a @ b` is one with blanks.
+        let several = text.split_whitespace().filter(|w| w.contains('@')).count() > 1;
+        if is_angle || text.contains('"') || (text.contains('@') && !several) {
             let address = squeeze(text);
             if !address.is_empty() {
                 self.found.push(address);
@@ -127,6 +129,7 @@ mod tests {
             ("\"a b\"@c", vec!["\"a b\"@c"]),
             ("\"a, b\"@c, d@e", vec!["\"a, b\"@c", "d@e"]),
             ("a @ b", vec!["a@b"]),
+            ("a@b c@d", vec!["a@b", "c@d"]),
             ("<@x,@y:a@b>", vec!["a@b"]),
             ("a@[IPv6:::1]", vec!["a@[IPv6:::1]"]),
             ("<>", vec![]),

@@ -58,7 +58,7 @@ params! {
         /// system needs none of it: the directory's mode decides who can reach it.
         mynetworks: Words = "127.0.0.0/8 [::1]/128";
         /// How long a process waits for another one of this instance.
-        ipc_timeout: Time = "60s", "1s"..="1d";
+        ipc_timeout: Time = "30s", "1s"..="1d";
     }
 }
 

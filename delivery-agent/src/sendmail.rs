@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use nix::unistd::{User, getegid, getgid, getuid};
 use worker_proto::abi::CONFIG_ENV;
+use worker_proto::clock;
 use worker_proto::main_cf::MainCf;
 use worker_proto::params::CommonParams;
 use worker_proto::server::CONFIG_DIRECTORY;
@@ -22,8 +23,9 @@ use worker_proto::sys::errno_text;
 use crate::alertq;
 use crate::maildrop;
 use crate::outcome::Outcome;
+use crate::smtp::server::Answer;
 use crate::smtp::session::{Config, Event, Mail, Session};
-use crate::wire::{Lane, Submission};
+use crate::submission::{Host, Source};
 
 mod compose;
 mod options;
@@ -36,6 +38,8 @@ use options::{Mode, Options};
 const SUBMIT: &str = "public/submit";
 /// How long smtpd may be silent before the message is dropped for later.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Received fields after which a message goes in circles; smtpd has its own limit.
+const HOP_LIMIT: u64 = 100;
 
 /// A failure with its exit status (sysexits.h) and one line of text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,10 +94,15 @@ fn run(options: &Options) -> Result<(), Failure> {
         Mode::List => ask(&common, &["list"]),
         Mode::Flush(None) => ask(&common, &["flush"]),
         Mode::Flush(Some(id)) => ask(&common, &["flush", id]),
-        Mode::Smtp => {
-            let stream = UnixStream::connect(SUBMIT).map_err(|e| unreachable_smtpd(&e))?;
-            relay_standard::run(stream).map_err(|e| Failure::new(EX_TEMPFAIL, errno_text(&e)))
-        }
+        Mode::Smtp => match UnixStream::connect(SUBMIT) {
+            Ok(stream) => {
+                relay_standard::run(stream).map_err(|e| Failure::new(EX_TEMPFAIL, errno_text(&e)))
+            }
+            Err(_) => {
+                serve_standard(&common);
+                Ok(())
+            }
+        },
     }
 }
 
@@ -135,22 +144,43 @@ fn deliver(options: &Options, common: &CommonParams) -> Result<(), Failure> {
         Err(reason) => reason,
     };
     // Nobody took it and nobody refused it: it waits where qmgr will find it.
-    let submission = Submission {
-        sender: letter.sender.clone(),
-        recipients: letter.recipients.clone(),
-        origin: format!("uid {}", getuid()),
-        lane: Lane::Normal,
-        body: letter.body.to_vec(),
-    };
+    store(common, &letter.sender, &letter.recipients, &letter.body).map_err(|failure| match failure
+        .status
+    {
+        EX_DATAERR => failure,
+        _ => Failure { text: format!("{again}; and {}", failure.text), ..failure },
+    })
+}
+
+/// Puts a message into the drop directory, as smtpd would have handed it over.
+fn store(
+    common: &CommonParams,
+    sender: &str,
+    recipients: &[String],
+    body: &[u8],
+) -> Result<(), Failure> {
+    let host = Host::new(common, HOP_LIMIT);
+    let source = Source::User(getuid().as_raw());
+    let submission = host
+        .submission(body, sender, recipients.to_vec(), &source, clock::wall())
+        .map_err(|answer| Failure::new(EX_DATAERR, answer))?;
     maildrop::drop_message(Path::new(maildrop::DIRECTORY), &submission).map_err(|e| {
         let status =
             if e.kind() == io::ErrorKind::PermissionDenied { EX_NOPERM } else { EX_TEMPFAIL };
         let cause = errno_text(&e);
-        Failure::new(
-            status,
-            format!("{again}; and the message cannot be stored in maildrop: {cause}"),
-        )
+        Failure::new(status, format!("the message cannot be stored in maildrop: {cause}"))
     })
+}
+
+/// `-bs` while smtpd does not answer: messages go into the drop directory.
+fn serve_standard(common: &CommonParams) {
+    relay_standard::serve(&common.myhostname, |sender, recipients, body| {
+        match store(common, sender, recipients, body) {
+            Ok(()) => Answer::new(250, "2.0.0", "Ok: stored for later"),
+            Err(failure) if failure.status == EX_DATAERR => Answer::new(554, "5.6.0", failure.text),
+            Err(failure) => Answer::new(451, "4.3.0", failure.text),
+        }
+    });
 }
 
 /// Hands a letter to smtpd. The outer error is the reason why it can go into the drop directory: it
@@ -167,7 +197,7 @@ fn submit(common: &CommonParams, letter: &Letter) -> Result<Result<(), Failure>,
     let mail = Mail {
         sender: letter.sender.clone(),
         recipients: letter.recipients.iter().cloned().enumerate().collect(),
-        body: Rc::clone(&letter.body),
+        body: Rc::from(letter.body.as_slice()),
     };
     let mut mail = Some(mail);
     let mut bytes = [0; 4096];

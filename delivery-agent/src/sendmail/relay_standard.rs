@@ -1,11 +1,15 @@
 //! relay_standard - `-bs`: standard input and output are an SMTP client's
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Stdin, Stdout, Write};
 use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::smtp::server::{Answer, Backend, Config, Envelope, Server};
+use crate::smtpd::converse;
 
 /// Copies both ways until the server ends the session.
 pub(super) fn run(mut stream: UnixStream) -> io::Result<()> {
@@ -34,4 +38,61 @@ pub(super) fn run(mut stream: UnixStream) -> io::Result<()> {
             }
         }
     }
+}
+
+/// Standard input and output as one stream.
+struct Standard(Stdin, Stdout);
+
+impl Read for Standard {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        // Not through the buffer: what lies there would not wake poll(2).
+        nix::unistd::read(&self.0, bytes).map_err(io::Error::from)
+    }
+}
+
+impl Write for Standard {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.1.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.1.flush()
+    }
+}
+
+impl AsFd for Standard {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// What takes a message: sender, recipients, text.
+struct Taker<F>(F);
+
+impl<F: FnMut(&str, &[String], &[u8]) -> Answer> Backend for Taker<F> {
+    fn sender(&mut self, _: &str) -> Result<(), Answer> {
+        Ok(())
+    }
+
+    fn recipient(&mut self, _: &str) -> Result<(), Answer> {
+        Ok(())
+    }
+
+    fn message(&mut self, envelope: &Envelope, body: Vec<u8>) -> Answer {
+        (self.0)(&envelope.sender, &envelope.recipients, &body)
+    }
+}
+
+/// Is the server itself, as smtpd does not answer.
+pub(super) fn serve(hostname: &str, take: impl FnMut(&str, &[String], &[u8]) -> Answer) {
+    let server = Server::new(Config {
+        hostname: hostname.to_owned(),
+        banner: format!("{hostname} ESMTP"),
+        message_size_limit: 0,
+        line_length_limit: 2048,
+        recipient_limit: 1000,
+        error_limit: 20,
+    });
+    let standard = Standard(io::stdin(), io::stdout());
+    converse(standard, server, &mut Taker(take), Duration::from_secs(300));
 }
