@@ -57,6 +57,16 @@ impl Relay {
         Self::scripted(|_| Act::Usual)
     }
 
+    /// The same on a port that was chosen before.
+    ///
+    /// # Panics
+    /// Somebody else listens there.
+    #[must_use]
+    pub fn on(port: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
+        Self::serving(listener, |_| Act::Usual)
+    }
+
     /// A relay with a script.
     ///
     /// # Panics
@@ -64,6 +74,13 @@ impl Relay {
     #[must_use]
     pub fn scripted(script: impl Fn(&str) -> Act + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        Self::serving(listener, script)
+    }
+
+    fn serving(
+        listener: TcpListener,
+        script: impl Fn(&str) -> Act + Send + Sync + 'static,
+    ) -> Self {
         listener.set_nonblocking(true).expect("a socket can be");
         let port = listener.local_addr().expect("it is bound").port();
         let shared = Arc::new(Shared {
@@ -127,7 +144,7 @@ fn serve(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_millis(50)))?;
     let mut reader = BufReader::new(stream);
     let mut message = Taken { sender: String::new(), recipients: Vec::new(), text: String::new() };
-    if !answer(stream, shared, "", "220 relay.example ESMTP")? {
+    if !answer(stream, &(shared.script)(""), "220 relay.example ESMTP")? {
         return Ok(());
     }
     loop {
@@ -150,7 +167,7 @@ fn serve(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
             "RCPT" if good => message.recipients.push(path(&line)),
             _ => {}
         }
-        let go_on = answer(stream, shared, &line, usual)?;
+        let go_on = answer(stream, &act, usual)?;
         if !go_on || verb == "QUIT" {
             return Ok(());
         }
@@ -169,7 +186,7 @@ fn serve(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
                 let mut taken = shared.taken.lock().unwrap_or_else(PoisonError::into_inner);
                 taken.push(message.clone());
             }
-            if !answer(stream, shared, ".", "250 2.0.0 taken")? {
+            if !answer(stream, &act, "250 2.0.0 taken")? {
                 return Ok(());
             }
             message.recipients.clear();
@@ -178,14 +195,9 @@ fn serve(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
 }
 
 /// Answers a line; false when the connection is to be closed.
-fn answer(
-    mut stream: &TcpStream,
-    shared: &Shared,
-    line: &str,
-    usual: &str,
-) -> std::io::Result<bool> {
-    let text = match (shared.script)(line) {
-        Act::Usual => usual.to_owned(),
+fn answer(mut stream: &TcpStream, act: &Act, usual: &str) -> std::io::Result<bool> {
+    let text = match act {
+        Act::Usual => usual,
         Act::Reply(text) => text,
         Act::Hang => return Ok(false),
     };

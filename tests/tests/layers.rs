@@ -66,20 +66,27 @@ const DELIVERY_AGENT: &[&str] = &[
     "outcome",
     "params",
     // Pure.
+    "address",
+    "networks",
     "relay",
     "retry",
     "alerts_cf",
+    "message",
     "smtp",
     // qmgr's protocol, and what lies on the disk.
     "wire",
     "store",
     "maildrop",
     "listing",
+    "submission",
     // Programs.
+    "smtpd",
+    "sink",
     "agent",
     "queue",
     "manager",
     "alertq",
+    "sendmail",
 ];
 
 fn workspace() -> PathBuf {

@@ -10,12 +10,15 @@ use std::process::Command;
 use belfry_tests::peer;
 
 use delivery_agent::manager::QmgrParams;
-use delivery_agent::params::SmtpParams;
+use delivery_agent::params::{SmtpParams, SmtpdParams};
 use worker_proto::params::ParamInfo;
 
 /// Every table of the package delivery-agent, under the programs it is for.
-const TABLES: &[(&str, &[ParamInfo])] =
-    &[("qmgr", QmgrParams::TABLE), ("the delivery agent", SmtpParams::TABLE)];
+const TABLES: &[(&str, &[ParamInfo])] = &[
+    ("qmgr", QmgrParams::TABLE),
+    ("the delivery agent", SmtpParams::TABLE),
+    ("smtpd", SmtpdParams::TABLE),
+];
 
 fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../etc/man")

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use belfry_tests::Instance;
 use delivery_agent::alerts_cf::AlertsCf;
 use delivery_agent::manager::QmgrParams;
-use delivery_agent::params::SmtpParams;
+use delivery_agent::params::{SmtpParams, SmtpdParams};
 use master::params::MasterParams;
 use worker_proto::params::CommonParams;
 
@@ -56,7 +56,13 @@ fn alerts_cf_is_read_without_a_word() {
 /// A commented line `# name = value` shows the default, or an example for what has none.
 #[test]
 fn main_cf_shows_the_defaults_that_the_code_has() {
-    let tables = [CommonParams::TABLE, MasterParams::TABLE, QmgrParams::TABLE, SmtpParams::TABLE];
+    let tables = [
+        CommonParams::TABLE,
+        MasterParams::TABLE,
+        QmgrParams::TABLE,
+        SmtpParams::TABLE,
+        SmtpdParams::TABLE,
+    ];
     let defaults: HashMap<_, _> =
         tables.iter().flat_map(|t| t.iter()).map(|info| (info.name, info.default)).collect();
     let text = fs::read_to_string(etc().join("main.cf")).unwrap();
