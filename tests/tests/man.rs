@@ -10,7 +10,7 @@ use std::process::Command;
 use belfry_tests::peer;
 
 use delivery_agent::manager::QmgrParams;
-use delivery_agent::params::{SmtpParams, SmtpdParams};
+use delivery_agent::params::{SinkParams, SmtpParams, SmtpdParams};
 use worker_proto::params::ParamInfo;
 
 /// Every table of the package delivery-agent, under the programs it is for.
@@ -18,6 +18,7 @@ const TABLES: &[(&str, &[ParamInfo])] = &[
     ("qmgr", QmgrParams::TABLE),
     ("the delivery agent", SmtpParams::TABLE),
     ("smtpd", SmtpdParams::TABLE),
+    ("sinkd", SinkParams::TABLE),
 ];
 
 fn directory() -> PathBuf {
