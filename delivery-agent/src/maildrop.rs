@@ -54,7 +54,7 @@ pub fn drop_message(directory: &Path, submission: &Submission) -> io::Result<()>
 fn give_to_group(file: &File, directory: &Path) -> io::Result<()> {
     let gid = fs::metadata(directory)?.gid();
     if file.metadata()?.gid() != gid {
-        // Where this may not be done, qmgr may still be root's own process and can read it.
+        // Who is neither root nor in that group may not; qmgr then puts the file aside and says so.
         let _ = fchown(file, None, Some(gid));
     }
     // The caller's umask may have left the group out.

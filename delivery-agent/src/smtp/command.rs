@@ -2,7 +2,7 @@
 //!
 //! Either a command in full or the one line that tells the client what is wrong with it.
 
-use super::server::Answer;
+use super::backend::Answer;
 
 /// A command.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,6 +17,7 @@ use std::collections::VecDeque;
 use super::capability::Capabilities;
 use super::dot;
 use super::reply::{Reply, ReplyReader};
+use super::stage::Expect;
 use super::transaction::{Progress, Transaction, refusal};
 use crate::outcome::Outcome;
 
@@ -29,20 +30,6 @@ enum Phase {
     Open,
     Quitting,
     Over,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Expect {
-    Greeting,
-    Ehlo,
-    Helo,
-    Rset,
-    Mail,
-    Rcpt(usize),
-    Data,
-    Dot,
-    LoneDot,
-    Quit,
 }
 
 /// The state machine.
@@ -102,18 +89,7 @@ impl Session {
     /// What the session waits for.
     #[must_use]
     pub fn stage(&self) -> Stage {
-        match self.expect.front() {
-            None => Stage::Idle,
-            Some(Expect::Greeting) => Stage::Greeting,
-            Some(Expect::Ehlo | Expect::Helo) => Stage::Hello,
-            Some(Expect::Rset) => Stage::Rset,
-            Some(Expect::Mail) => Stage::Mail,
-            Some(Expect::Rcpt(_)) => Stage::Rcpt,
-            Some(Expect::Data) => Stage::Data,
-            Some(Expect::Dot) if !self.dot_is_written() => Stage::Body,
-            Some(Expect::Dot | Expect::LoneDot) => Stage::Dot,
-            Some(Expect::Quit) => Stage::Quit,
-        }
+        self.expect.front().map_or(Stage::Idle, |expect| expect.stage(self.dot_is_written()))
     }
 
     /// How many whole replies came; with [`Session::stage`] it says when a deadline starts anew.
@@ -146,7 +122,7 @@ impl Session {
     /// # Errors
     /// The server cannot take this message; the session has not changed.
     pub fn offer(&mut self, mail: Mail) -> Result<(), Unfit> {
-        self.fits(&mail)?;
+        mail.fits(&self.capabilities)?;
         self.transactions.push_back(Transaction::new(mail));
         self.advance();
         Ok(())
@@ -207,21 +183,6 @@ impl Session {
 
     const fn dot_is_written(&self) -> bool {
         self.written >= self.dot_end
-    }
-
-    fn fits(&self, mail: &Mail) -> Result<(), Unfit> {
-        let addresses = || mail.recipients.iter().map(|(_, r)| r).chain([&mail.sender]);
-        let unfit = |reply: &str| Err(Unfit { reply: reply.to_owned() });
-        if addresses().any(|a| a.chars().any(char::is_control)) {
-            return unfit("553 5.1.3 control character in an address");
-        }
-        if !self.capabilities.takes_size(mail.body.len() as u64) {
-            return unfit("552 5.3.4 message is larger than the relay announces to take");
-        }
-        if !self.capabilities.smtputf8 && !addresses().all(|a| a.is_ascii()) {
-            return unfit("553 5.6.7 the relay does not announce SMTPUTF8");
-        }
-        Ok(())
     }
 
     fn answer(&mut self, reply: Reply) {
@@ -411,8 +372,14 @@ impl Session {
             Expect::Ehlo => format!("EHLO {}", self.config.helo),
             Expect::Helo => format!("HELO {}", self.config.helo),
             Expect::Rset => "RSET".to_owned(),
-            Expect::Mail => self.mail_command(),
-            Expect::Rcpt(position) => self.rcpt_command(position),
+            Expect::Mail => match self.envelope() {
+                Some(mail) => mail.mail_command(&self.capabilities),
+                None => return,
+            },
+            Expect::Rcpt(position) => match self.envelope() {
+                Some(mail) => mail.rcpt_command(position),
+                None => return,
+            },
             Expect::Data => "DATA".to_owned(),
             Expect::Quit => "QUIT".to_owned(),
             Expect::Greeting | Expect::Dot | Expect::LoneDot => return,
@@ -426,29 +393,6 @@ impl Session {
     fn envelope(&self) -> Option<&Mail> {
         let open = |t: &&Transaction| t.progress == Progress::Envelope;
         self.transactions.iter().find(open).map(|t| &t.mail)
-    }
-
-    fn mail_command(&self) -> String {
-        let Some(mail) = self.envelope() else {
-            return "MAIL FROM:<>".to_owned();
-        };
-        let mut line = format!("MAIL FROM:<{}>", mail.sender);
-        if self.capabilities.size.is_some() {
-            line.push_str(&format!(" SIZE={}", mail.body.len()));
-        }
-        if self.capabilities.eight_bit && !mail.body.is_ascii() {
-            line.push_str(" BODY=8BITMIME");
-        }
-        let plain = mail.sender.is_ascii() && mail.recipients.iter().all(|(_, r)| r.is_ascii());
-        if !plain {
-            line.push_str(" SMTPUTF8");
-        }
-        line
-    }
-
-    fn rcpt_command(&self, position: usize) -> String {
-        let recipient = self.envelope().and_then(|mail| mail.recipients.get(position));
-        format!("RCPT TO:<{}>", recipient.map_or("", |(_, r)| r))
     }
 }
 

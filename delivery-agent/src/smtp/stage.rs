@@ -77,3 +77,35 @@ pub struct Unfit {
     /// A reply in the form of the server's, for the outcome.
     pub reply: String,
 }
+
+/// An answer that is awaited, and the command it is to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Expect {
+    Greeting,
+    Ehlo,
+    Helo,
+    Rset,
+    Mail,
+    Rcpt(usize),
+    Data,
+    Dot,
+    /// A dot without a message, for nobody.
+    LoneDot,
+    Quit,
+}
+
+impl Expect {
+    pub(super) const fn stage(self, dot_is_written: bool) -> Stage {
+        match self {
+            Self::Greeting => Stage::Greeting,
+            Self::Ehlo | Self::Helo => Stage::Hello,
+            Self::Rset => Stage::Rset,
+            Self::Mail => Stage::Mail,
+            Self::Rcpt(_) => Stage::Rcpt,
+            Self::Data => Stage::Data,
+            Self::Dot if !dot_is_written => Stage::Body,
+            Self::Dot | Self::LoneDot => Stage::Dot,
+            Self::Quit => Stage::Quit,
+        }
+    }
+}

@@ -2,7 +2,9 @@
 
 use std::rc::Rc;
 
+use super::capability::Capabilities;
 use super::reply::Reply;
+use super::stage::Unfit;
 use crate::outcome::Outcome;
 
 /// A message to send.
@@ -14,6 +16,50 @@ pub struct Mail {
     pub recipients: Vec<(usize, String)>,
     /// The message, with CR LF line ends.
     pub body: Rc<[u8]>,
+}
+
+impl Mail {
+    /// Whether a server can take this message.
+    pub(super) fn fits(&self, capabilities: &Capabilities) -> Result<(), Unfit> {
+        let unfit = |reply: &str| Err(Unfit { reply: reply.to_owned() });
+        if self.addresses().any(|a| a.chars().any(char::is_control)) {
+            return unfit("553 5.1.3 control character in an address");
+        }
+        if !capabilities.takes_size(self.body.len() as u64) {
+            return unfit("552 5.3.4 message is larger than the relay announces to take");
+        }
+        if !capabilities.smtputf8 && !self.is_ascii() {
+            return unfit("553 5.6.7 the relay does not announce SMTPUTF8");
+        }
+        Ok(())
+    }
+
+    /// MAIL, with the parameters that the server announces to know.
+    pub(super) fn mail_command(&self, capabilities: &Capabilities) -> String {
+        let mut line = format!("MAIL FROM:<{}>", self.sender);
+        if capabilities.size.is_some() {
+            line.push_str(&format!(" SIZE={}", self.body.len()));
+        }
+        if capabilities.eight_bit && !self.body.is_ascii() {
+            line.push_str(" BODY=8BITMIME");
+        }
+        if !self.is_ascii() {
+            line.push_str(" SMTPUTF8");
+        }
+        line
+    }
+
+    pub(super) fn rcpt_command(&self, position: usize) -> String {
+        format!("RCPT TO:<{}>", self.recipients.get(position).map_or("", |(_, r)| r))
+    }
+
+    fn addresses(&self) -> impl Iterator<Item = &String> {
+        self.recipients.iter().map(|(_, r)| r).chain([&self.sender])
+    }
+
+    fn is_ascii(&self) -> bool {
+        self.addresses().all(|a| a.is_ascii())
+    }
 }
 
 /// How far a message has come.
