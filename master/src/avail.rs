@@ -461,6 +461,10 @@ impl Pool {
         let Rules { ext_name, name, max_proc, .. } = &self.rules;
         let limit = max_proc.unwrap_or(0);
         let (ext_name, name) = (ext_name.clone(), name.clone());
+        if !self.rules.stressable {
+            // Its clients are this system's own, and may mean to use all of it.
+            return out.push(Action::Log(Notice::LocalLimit { ext_name, name, limit }));
+        }
         out.push(Action::Log(Notice::ProcessLimit { ext_name, name, limit }));
         out.push(Action::Log(Notice::ProcessLimitAdvice));
         out.push(Action::Log(Notice::ProcessLimitStress));

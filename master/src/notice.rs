@@ -114,6 +114,10 @@ notices! {
     /// All workers that a service may have are busy. At most once in 1000 seconds for a service.
     Warning ProcessLimit { ext_name: String = "smtp", name: String = "25", limit: u32 = 100_u32 }
         => "service \"{ext_name}\" ({name}) has reached its process limit \"{limit}\": new clients may experience noticeable delays";
+    /// The same for a service that only this host reaches, in one line. It is as it should be when the
+    /// limit is what was meant to bound the work, as with the delivery service.
+    Info LocalLimit { ext_name: String = "delivery", name: String = "private/delivery", limit: u32 = 20_u32 }
+        => "service \"{ext_name}\" ({name}) uses all of its process limit \"{limit}\"";
     /// What to do about it.
     Warning ProcessLimitAdvice
         => "to avoid this condition, increase the process count in master.cf or reduce the service time per client";

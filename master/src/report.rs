@@ -86,7 +86,7 @@ impl State {
         match self {
             Self::Throttled(seconds) => format!("workers fail; next try in {seconds}s"),
             Self::BindFailed(reason, seconds) => format!("{reason}; next try in {seconds}s"),
-            Self::AtLimit => "all workers busy; clients wait".to_owned(),
+            Self::AtLimit => "all workers busy".to_owned(),
             Self::Up | Self::Stress | Self::Stopping => String::new(),
         }
     }
