@@ -2,8 +2,20 @@
 
 use std::collections::HashMap;
 
-use crate::config::Configured;
+use crate::avail::Rules;
+use crate::limits::Limit;
 use crate::service::{Key, ServiceDef};
+
+/// A service with what main.cf says about it.
+#[derive(Debug, Clone)]
+pub struct Configured {
+    /// Its line in master.cf.
+    pub def: ServiceDef,
+    /// Its policy.
+    pub rules: Rules,
+    /// What its processes may use.
+    pub limits: Vec<Limit>,
+}
 
 /// The difference of two tables. Numbers are positions in the new table.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -41,7 +53,7 @@ fn differs(old: &Configured, new: &Configured) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::avail::{Rules, ThrottleRule};
+    use crate::avail::ThrottleRule;
     use crate::service::Endpoint;
     use std::time::Duration;
     use worker_proto::abi::Transport;

@@ -13,7 +13,8 @@ use worker_proto::main_cf::MainCf;
 use worker_proto::params::CommonParams;
 
 use crate::avail::{Rules, ThrottleRule};
-use crate::limits::{self, Limit};
+use crate::conf::Configured;
+use crate::limits;
 use crate::names::Names;
 use crate::owner::Owner;
 use crate::params::MasterParams;
@@ -35,17 +36,6 @@ pub struct Config {
     pub services: Vec<Configured>,
     /// What is odd and used all the same.
     pub warnings: Vec<Diagnostic>,
-}
-
-/// A service with what main.cf says about it.
-#[derive(Debug, Clone)]
-pub struct Configured {
-    /// Its line in master.cf.
-    pub def: ServiceDef,
-    /// Its policy.
-    pub rules: Rules,
-    /// What its processes may use.
-    pub limits: Vec<Limit>,
 }
 
 /// Why a configuration cannot be used.
