@@ -355,7 +355,9 @@ impl Pool {
         self.stats.last_exit = Some(exit);
         let (path, pid) = (self.rules.path.clone(), worker.pid.unwrap_or(0));
         let normal = exit == Exit::Status(0);
-        let told = self.stopping.is_some() && matches!(exit, Exit::Signal(libc::SIGTERM));
+        // A program that catches SIGTERM may tell it by its status, as Postfix's cleanup does.
+        let told = self.stopping.is_some()
+            && matches!(exit, Exit::Signal(libc::SIGTERM) | Exit::Status(libc::SIGTERM));
         if !normal && !told {
             out.push(Action::Log(match exit {
                 Exit::Status(status) => Notice::ExitStatus { path: path.clone(), pid, status },

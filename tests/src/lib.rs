@@ -10,6 +10,7 @@ pub mod peer;
 pub mod probe;
 pub mod process;
 pub mod relay;
+pub mod smtp_sink;
 pub mod wait;
 
 pub use instance::Instance;
