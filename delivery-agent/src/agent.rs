@@ -28,8 +28,6 @@ use crate::wire::{Decoder, Header, Lease, Report};
 
 /// Leases that are read ahead of the one under way.
 const AHEAD: usize = 4;
-/// How long a relay that has failed is left alone within one unit, where qmgr does not say so.
-const REST: Duration = Duration::from_secs(60);
 
 /// What an agent knows.
 #[derive(Debug, Clone)]
@@ -47,6 +45,8 @@ pub struct Agent {
 /// A lease on its way.
 #[derive(Debug)]
 struct Job {
+    /// Which lease of the unit it is.
+    number: u64,
     lease: u64,
     id: String,
     sender: String,
@@ -59,6 +59,8 @@ struct Job {
     /// Relays that cannot take this message, and the last one's reason.
     unfit: Vec<usize>,
     unfit_reply: Option<(String, String)>,
+    /// The relay at which a session ended over this message, and how.
+    suspect: Option<(String, String)>,
 }
 
 /// The session of the moment.
@@ -81,8 +83,11 @@ struct Unit<'a, S> {
     /// Jobs that were offered to the session, in that order.
     flying: VecDeque<Job>,
     current: Option<Current>,
-    /// Until when each relay is left alone.
-    down: Vec<Option<Time>>,
+    /// Leases that were received.
+    received: u64,
+    /// The last lease for which each relay is not to be asked, as it has failed. qmgr decides about
+    /// later ones: it has been told.
+    down: Vec<Option<u64>>,
     /// Relays to which commands are sent one by one, since they did not keep answers apart.
     lock_step: Vec<bool>,
     last_failure: String,
@@ -99,6 +104,7 @@ impl Agent {
             reports: Vec::new(),
             at_end: false,
             waiting: VecDeque::new(),
+            received: 0,
             flying: VecDeque::new(),
             current: None,
             down: vec![None; self.relays.len()],
@@ -108,7 +114,7 @@ impl Agent {
         };
         while !unit.at_end {
             let now = Time::now();
-            unit.events(now);
+            unit.events();
             unit.assign(now);
             unit.write(now);
             unit.wait(now);
@@ -119,7 +125,7 @@ impl Agent {
 
 impl<S: Read + Write + AsFd> Unit<'_, S> {
     /// Takes in what the session has to tell.
-    fn events(&mut self, now: Time) {
+    fn events(&mut self) {
         let mut returned = VecDeque::new();
         while let Some(current) = &mut self.current
             && let Some(event) = current.link.event()
@@ -133,13 +139,20 @@ impl<S: Read + Write + AsFd> Unit<'_, S> {
                         returned.push_back(job);
                     }
                 }
-                Event::Lost { why } => {
+                Event::Lost { why, told } => {
+                    let name = &self.agent.relays[current.relay].name;
                     let idle = current.opened && returned.is_empty() && self.flying.is_empty();
                     // A relay may end a session that has done some work, or has none to do.
-                    if !current.settled && !idle {
-                        self.relay_failed(&why, now);
+                    if current.settled || idle {
+                        debug!("{name}: {why}");
                     } else {
-                        debug!("{}: {why}", self.agent.relays[current.relay].name);
+                        if current.opened
+                            && !told
+                            && let Some(job) = returned.front_mut()
+                        {
+                            job.suspect = Some((name.clone(), why.clone()));
+                        }
+                        self.relay_failed(&why);
                     }
                     self.current = None;
                 }
@@ -183,15 +196,16 @@ impl<S: Read + Write + AsFd> Unit<'_, S> {
         }
     }
 
-    fn relay_failed(&mut self, why: &str, now: Time) {
+    fn relay_failed(&mut self, why: &str) {
         let Some(current) = &self.current else { return };
         // Without pipelining there is less to go wrong.
         self.lock_step[current.relay] |= current.opened;
-        self.mark_down(current.relay, why, now);
+        self.mark_down(current.relay, why);
     }
 
-    fn mark_down(&mut self, relay: usize, why: &str, now: Time) {
-        self.down[relay] = Some(now + REST);
+    fn mark_down(&mut self, relay: usize, why: &str) {
+        // Until qmgr is told, see below.
+        self.down[relay] = Some(u64::MAX);
         let name = self.agent.relays[relay].name.clone();
         self.last_failure = format!("{name}: {why}");
         debug!("{}", self.last_failure);
@@ -201,14 +215,14 @@ impl<S: Read + Write + AsFd> Unit<'_, S> {
     /// Gives waiting jobs to the session they belong to, opening and closing sessions for it.
     fn assign(&mut self, now: Time) {
         while let Some(job) = self.waiting.front() {
-            let Some(relay) = self.choose(job, now) else {
+            let Some(relay) = self.choose(job) else {
                 if let Some(job) = self.waiting.pop_front() {
                     self.give_up(job);
                 }
                 continue;
             };
             match &mut self.current {
-                None => self.connect(relay, now),
+                None => self.connect(relay),
                 Some(current) => {
                     let old = now.since(current.since) >= self.agent.session_limit;
                     if current.relay != relay || old {
@@ -228,9 +242,9 @@ impl<S: Read + Write + AsFd> Unit<'_, S> {
     }
 
     /// The first relay that may be asked for this job.
-    fn choose(&self, job: &Job, now: Time) -> Option<usize> {
+    fn choose(&self, job: &Job) -> Option<usize> {
         (0..self.agent.relays.len()).find(|&relay| {
-            let rests = self.down[relay].is_some_and(|until| now < until);
+            let rests = self.down[relay].is_some_and(|last| job.number <= last);
             let avoided = job.avoid.contains(&self.agent.relays[relay].name);
             !rests && !avoided && !job.unfit.contains(&relay)
         })
@@ -261,18 +275,23 @@ impl<S: Read + Write + AsFd> Unit<'_, S> {
         let outcome = match job.unfit_reply.take() {
             Some((relay, reply)) if all_unfit => Outcome::RejectedPerm { relay, reply },
             Some((relay, reply)) => Outcome::NotSent { why: format!("{relay}: {reply}") },
-            None => Outcome::NotSent { why: self.last_failure.clone() },
+            None => match job.suspect.take() {
+                // It may be the message that ends sessions: it has its own pause, so that the next
+                // one to try the relay is another.
+                Some((relay, reply)) => Outcome::RejectedTemp { relay, reply },
+                None => Outcome::NotSent { why: self.last_failure.clone() },
+            },
         };
         let open = std::mem::take(&mut job.open);
         job.outcomes.extend(open.into_iter().map(|n| (n, outcome.clone())));
         self.report(job);
     }
 
-    fn connect(&mut self, relay: usize, now: Time) {
+    fn connect(&mut self, relay: usize) {
         let agent = self.agent;
         let Relay { name, addresses, problem, .. } = &agent.relays[relay];
         if addresses.is_empty() {
-            return self.mark_down(relay, problem, now);
+            return self.mark_down(relay, problem);
         }
         match stream::connect(addresses, agent.timeouts.connect) {
             Ok(socket) => {
@@ -288,7 +307,7 @@ impl<S: Read + Write + AsFd> Unit<'_, S> {
                 self.current =
                     Some(Current { relay, link, since: now, settled: false, opened: false });
             }
-            Err(why) => self.mark_down(relay, &why, Time::now()),
+            Err(why) => self.mark_down(relay, &why),
         }
     }
 
@@ -304,6 +323,9 @@ impl<S: Read + Write + AsFd> Unit<'_, S> {
             debug!("{}: to=<{}>, {outcome}", job.id, job.recipients[*number]);
         }
         let relays = std::mem::take(&mut self.news);
+        for last in self.down.iter_mut().flatten() {
+            *last = (*last).min(self.received);
+        }
         let report = Report { lease: job.lease, outcomes: job.outcomes, relays };
         self.reports.extend_from_slice(&Header::Report(report).encode());
     }
@@ -360,7 +382,10 @@ impl<S: Read + Write + AsFd> Unit<'_, S> {
         }
         loop {
             match self.decoder.next_frame() {
-                Ok(Some(Header::Lease(lease))) => self.waiting.push_back(Job::new(lease)),
+                Ok(Some(Header::Lease(lease))) => {
+                    self.received += 1;
+                    self.waiting.push_back(Job::new(self.received, lease));
+                }
                 Ok(None) => return,
                 Ok(Some(_)) | Err(_) => {
                     log::warn!("qmgr sent what is no lease");
@@ -380,8 +405,9 @@ impl<S: Read + Write + AsFd> Unit<'_, S> {
 }
 
 impl Job {
-    fn new(lease: Lease) -> Self {
+    fn new(number: u64, lease: Lease) -> Self {
         Self {
+            number,
             lease: lease.lease,
             id: lease.id,
             sender: lease.sender,
@@ -392,6 +418,7 @@ impl Job {
             avoid: lease.avoid,
             unfit: Vec::new(),
             unfit_reply: None,
+            suspect: None,
         }
     }
 }

@@ -216,7 +216,7 @@ fn submit(common: &CommonParams, letter: &Letter) -> Result<Result<(), Failure>,
                     let _ = stream.write_all(session.output());
                     return judge(&outcomes);
                 }
-                Event::Lost { why } => return Err(format!("{SUBMIT}: {why}")),
+                Event::Lost { why, .. } => return Err(format!("{SUBMIT}: {why}")),
             }
         }
         let written = session.output().len();

@@ -184,6 +184,24 @@ fn deliver_to(
     stall: Duration,
     leases: Vec<Lease>,
 ) -> (Vec<Report>, Vec<Vec<Got>>) {
+    run(relays, peers, stall, vec![leases])
+}
+
+/// The same with each lease after the report on the one before.
+fn deliver_in_turn(
+    relays: Vec<Relay>,
+    peers: &[Peer],
+    leases: Vec<Lease>,
+) -> (Vec<Report>, Vec<Vec<Got>>) {
+    run(relays, peers, PATIENT, leases.into_iter().map(|lease| vec![lease]).collect())
+}
+
+fn run(
+    relays: Vec<Relay>,
+    peers: &[Peer],
+    stall: Duration,
+    rounds: Vec<Vec<Lease>>,
+) -> (Vec<Report>, Vec<Vec<Got>>) {
     let agent = Agent {
         relays,
         helo: "agent.example".to_owned(),
@@ -215,18 +233,20 @@ fn deliver_to(
             });
         }
         let running = scope.spawn(move || agent.serve(end));
-        let count = leases.len();
-        for lease in leases {
-            wire::send(&mut qmgr, &Header::Lease(lease)).unwrap();
-        }
         let mut reports = Vec::new();
-        while reports.len() < count {
-            match wire::receive(&mut qmgr) {
-                Ok(Some(Header::Report(report))) => reports.push(report),
-                other => {
-                    stop.store(true, Ordering::SeqCst);
-                    peers.iter().for_each(|p| drop(TcpStream::connect(p.address())));
-                    panic!("no report but {other:?} after {reports:?}");
+        for leases in rounds {
+            let count = reports.len() + leases.len();
+            for lease in leases {
+                wire::send(&mut qmgr, &Header::Lease(lease)).unwrap();
+            }
+            while reports.len() < count {
+                match wire::receive(&mut qmgr) {
+                    Ok(Some(Header::Report(report))) => reports.push(report),
+                    other => {
+                        stop.store(true, Ordering::SeqCst);
+                        peers.iter().for_each(|p| drop(TcpStream::connect(p.address())));
+                        panic!("no report but {other:?} after {reports:?}");
+                    }
                 }
             }
         }
@@ -470,4 +490,31 @@ fn s1_a_relay_that_qmgr_says_to_avoid_is_not_asked() {
     let (reports, got) = deliver(&peers, PATIENT, vec![avoiding]);
     assert_eq!(words(&reports[0]), ["b sent"]);
     assert!(got[0].is_empty());
+}
+
+#[test]
+fn r6_a_message_that_ends_every_session_gets_its_own_pause() {
+    for stage in ["mail", "rcpt", "data"] {
+        let peers = [Peer::new(&[Fault::Say(stage, b"", After::Close); 9])];
+        let (reports, _) = deliver(&peers, PATIENT, vec![lease(1, &["x@y"]), lease(2, &["x@y"])]);
+        assert_eq!(words(&reports[0]), ["a deferred"], "{stage}");
+        assert_eq!(words(&reports[1]), ["- not sent"], "the other one has done nothing");
+        let peers = [Peer::new(&[Fault::Say(stage, b"421 4.3.2 later\r\n", After::Close); 9])];
+        let (reports, _) = deliver(&peers, PATIENT, vec![lease(1, &["x@y"])]);
+        assert_eq!(words(&reports[0]), ["- not sent"], "{stage}: the relay's own will");
+    }
+}
+
+#[test]
+fn r1_qmgr_decides_when_a_relay_that_failed_is_asked_again() {
+    let peer = Peer::new(&[Fault::Say("greeting", b"421 4.3.2 busy\r\n", After::Close)]);
+    let agent_relays = vec![relay("a", Some(peer.address()))];
+    // The second lease comes after the report on the first, and does not say to avoid the relay.
+    let peers = [peer];
+    let (reports, got) =
+        deliver_in_turn(agent_relays, &peers, vec![lease(1, &["x@y"]), lease(2, &["x@y"])]);
+    assert_eq!(words(&reports[0]), ["- not sent"]);
+    assert_eq!(words(&reports[1]), ["a sent"]);
+    assert!(reports[1].relays[0].up);
+    assert_eq!(got[0].len(), 1);
 }

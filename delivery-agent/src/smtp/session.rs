@@ -193,7 +193,7 @@ impl Session {
             if expect == Expect::Dot {
                 self.settle(&Outcome::NotSent { why: reply.to_string() });
             }
-            return self.die(reply.to_string());
+            return self.end(&reply);
         }
         match expect {
             Expect::Greeting if reply.is_positive() => self.send(Expect::Ehlo),
@@ -203,10 +203,10 @@ impl Session {
             }
             Expect::Ehlo if reply.is_permanent() => self.send(Expect::Helo),
             Expect::Helo if reply.is_positive() => self.open(),
-            Expect::Greeting | Expect::Ehlo | Expect::Helo => self.die(reply.to_string()),
+            Expect::Greeting | Expect::Ehlo | Expect::Helo => self.end(&reply),
             Expect::Rset if !reply.is_positive() => self.die(format!("RSET: {reply}")),
             Expect::Mail | Expect::Rcpt(_) | Expect::Data if wants_login(&reply) => {
-                self.die(reply.to_string());
+                self.end(&reply);
             }
             Expect::Mail | Expect::Rcpt(_) if reply.code() / 100 == 3 => self.wrong(&reply),
             Expect::Mail => self.mail_answer(reply),
@@ -312,7 +312,16 @@ impl Session {
         }
     }
 
+    /// The server has said that it does not go on.
+    fn end(&mut self, reply: &Reply) {
+        self.close(reply.to_string(), true);
+    }
+
     fn die(&mut self, why: String) {
+        self.close(why, false);
+    }
+
+    fn close(&mut self, why: String, told: bool) {
         if self.phase == Phase::Quitting {
             self.phase = Phase::Over;
             return;
@@ -327,7 +336,7 @@ impl Session {
         self.output.clear();
         self.plan.clear();
         self.expect.clear();
-        self.events.push_back(Event::Lost { why });
+        self.events.push_back(Event::Lost { why, told });
     }
 
     /// Sends what may be sent now; called at the end of every change.

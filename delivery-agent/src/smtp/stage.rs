@@ -26,6 +26,8 @@ pub enum Event {
     Lost {
         /// What went wrong, with the server's words if it said any.
         why: String,
+        /// Whether the server itself said that it ends the session, or wants a login.
+        told: bool,
     },
 }
 

@@ -48,7 +48,7 @@ fn words(session: &mut Session) -> Vec<&'static str> {
 
 fn lost(session: &mut Session) -> String {
     match session.event() {
-        Some(Event::Lost { why }) => why,
+        Some(Event::Lost { why, .. }) => why,
         other => panic!("the session is not lost: {other:?}"),
     }
 }
@@ -410,7 +410,7 @@ proptest! {
                 match event {
                     Event::Open => {}
                     Event::Done(outcomes) => done.push(outcomes),
-                    Event::Lost { why } => prop_assert!(false, "{}", why),
+                    Event::Lost { why, .. } => prop_assert!(false, "{}", why),
                 }
             }
         }
