@@ -43,6 +43,11 @@ impl Alarm {
         due
     }
 
+    /// A worker ended badly: what it has left undone is seen to `then`, not a whole period later.
+    pub fn lost(&mut self, then: Time) {
+        self.next = self.next.map(|at| at.min(then));
+    }
+
     /// No more wakeups.
     pub const fn stop(&mut self) {
         self.wakeup = None;
@@ -81,6 +86,20 @@ mod tests {
         assert!(alarm.fire(at(600)));
         alarm.used(at(610));
         assert_eq!(alarm.next(), Some(at(660)));
+    }
+
+    #[test]
+    fn a_lost_worker_is_replaced_before_the_period_is_over() {
+        let mut alarm = Alarm::new(at(5), wakeup(false));
+        alarm.fire(at(5));
+        alarm.lost(at(7));
+        assert_eq!(alarm.next(), Some(at(7)));
+        assert!(alarm.fire(at(7)));
+        alarm.lost(at(90));
+        assert_eq!(alarm.next(), Some(at(67)), "never later than it would have been");
+        let mut unused = Alarm::new(at(5), wakeup(true));
+        unused.lost(at(6));
+        assert_eq!(unused.next(), None);
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Output, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::{net, peer, wait};
@@ -52,6 +54,37 @@ impl SmtpSink {
         format!("[127.0.0.1]:{}", self.port)
     }
 
+    /// Stops it, as SIGSTOP does, or lets it go on.
+    ///
+    /// # Panics
+    /// It has ended.
+    pub fn pause(&self, on: bool) {
+        let pid = Pid::from_raw(self.child.id().try_into().expect("a process id is positive"));
+        kill(pid, if on { Signal::SIGSTOP } else { Signal::SIGCONT }).expect("it is our child");
+    }
+
+    /// How many messages came, whole or not yet.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        fs::read_dir(self.dir.path()).map_or(0, Iterator::count)
+    }
+
+    /// The recipients of all messages, a message each, in order.
+    #[must_use]
+    pub fn recipients(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.dir.path()).into_iter().flatten().flatten();
+        let mut found: Vec<_> = entries
+            .filter_map(|entry| {
+                let bytes = fs::read(entry.path()).unwrap_or_default();
+                let text = String::from_utf8_lossy(&bytes).into_owned();
+                let line = text.lines().find_map(|line| line.strip_prefix("X-Rcpt-Args: "))?;
+                Some(line.trim_matches(['<', '>']).to_owned())
+            })
+            .collect();
+        found.sort();
+        found
+    }
+
     /// How often each message has come, by its Message-Id.
     #[must_use]
     pub fn messages(&self) -> HashMap<String, usize> {
@@ -79,7 +112,7 @@ impl Drop for SmtpSink {
     }
 }
 
-/// Hands in messages of 1 KB with smtp-source over 20 connections.
+/// Hands in messages of 1 KB with smtp-source over 20 connections, each to another recipient.
 ///
 /// # Panics
 /// It is not installed.
@@ -87,7 +120,18 @@ impl Drop for SmtpSink {
 pub fn smtp_source(port: u16, messages: usize) -> Output {
     let program = peer::find("smtp-source").expect("Debian's postfix is installed");
     Command::new(program)
-        .args(["-s", "20", "-l", "1024", "-f", "a@source.example", "-t", "b@sink.example"])
+        .args([
+            "-d",
+            "-N",
+            "-s",
+            "20",
+            "-l",
+            "1024",
+            "-f",
+            "a@source.example",
+            "-t",
+            "b@sink.example",
+        ])
         .args(["-m".to_owned(), messages.to_string(), format!("127.0.0.1:{port}")])
         .stdin(Stdio::null())
         .output()

@@ -181,6 +181,21 @@ impl Master {
                 self.sources.remove(channel.as_fd(), token);
             }
             self.feed(now, id, Event::Ended(worker, exit));
+            if exit != Exit::Status(0) {
+                self.wake_soon(now, id);
+            }
+        }
+    }
+
+    /// A service with a timer does something between clients; when its worker is lost, the next one
+    /// goes on with that after a moment, and not a whole period later.
+    fn wake_soon(&mut self, now: Time, id: ServiceId) {
+        let pause = self.config.master.service_throttle_start;
+        let compat = self.config.master.postfix_compat();
+        if let Some(service) = self.services.get_mut(&id).filter(|_| !compat) {
+            let ready = service.pool.throttled_until().unwrap_or(now);
+            service.alarm.lost(ready + pause);
+            self.timers.set(Timer::Wakeup(id), service.alarm.next());
         }
     }
 }
