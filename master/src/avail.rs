@@ -148,7 +148,7 @@ pub struct Stats {
 
 /// How long a stress-mode pulse and the silence between two notices about the limit last (M01, I05).
 const PULSE: Duration = Duration::from_secs(1000);
-/// A worker that ends this soon with status 0 and no word has done no work (W04). Later, it may have
+/// A worker that ends this soon with status 0 and no client has done no work (W04). Later, it may have
 /// been idle for its whole max_idle.
 const NO_WORK: Duration = Duration::from_secs(1);
 
@@ -199,11 +199,14 @@ impl Pool {
 
     /// Begins: the first actions.
     pub fn start(&mut self, now: Time, out: &mut Vec<Action>) {
+        let from = out.len();
         self.settle(now, out);
+        spawns_last(&mut out[from..]);
     }
 
     /// Takes in an event and appends what to do, in order.
     pub fn on(&mut self, now: Time, event: Event, out: &mut Vec<Action>) {
+        let from = out.len();
         match event {
             Event::Knock => self.knock(now, out),
             Event::Started(id, pid) => {
@@ -231,11 +234,18 @@ impl Pool {
             }
             Event::Remove(grace) => {
                 self.retire_all(out);
-                self.stopping = Some(Stopping::Grace(now + grace));
+                let end = now + grace;
+                self.stopping = Some(match self.stopping {
+                    None => Stopping::Grace(end),
+                    Some(Stopping::Grace(before)) => Stopping::Grace(before.min(end)),
+                    // A second removal hastens the end and never goes a step back.
+                    Some(later) => later,
+                });
             }
             Event::Reset => self.throttle.clear(),
         }
         self.settle(now, out);
+        spawns_last(&mut out[from..]);
     }
 
     /// The rules in force.
@@ -366,7 +376,7 @@ impl Pool {
         }
         let unused = worker.served == 0 && !worker.retired && self.stopping.is_none();
         let no_work =
-            normal && !worker.heard && now.since(worker.born) < NO_WORK && !self.rules.compat;
+            normal && !worker.busy && now.since(worker.born) < NO_WORK && !self.rules.compat;
         // Postfix throttles a worker it has retired as well, if it ends badly (K01).
         let bad = !normal && worker.served == 0 && self.stopping.is_none();
         if bad || unused && no_work {
@@ -456,7 +466,9 @@ impl Pool {
         let quiet = self.limit_noticed.is_some_and(|last| now.since(last) < PULSE);
         let counts = self.rules.max_proc.is_some_and(|max| max > 1)
             && (self.rules.stressable || !self.rules.compat);
-        if quiet || !counts || !self.at_limit() || self.idle() > 0 || self.stopping.is_some() {
+        // A retired worker that has no client is about to make room.
+        let all_busy = self.workers.values().all(|w| w.busy);
+        if quiet || !counts || !self.at_limit() || !all_busy || self.stopping.is_some() {
             return;
         }
         self.limit_noticed = Some(now);
@@ -472,3 +484,12 @@ impl Pool {
         out.push(Action::Log(Notice::ProcessLimitStress));
     }
 }
+
+/// Starting a worker can fail on the spot, and then the pool is told so before the rest of its
+/// answer is carried out: what it says then must not be undone by older words.
+fn spawns_last(actions: &mut [Action]) {
+    actions.sort_by_key(|action| matches!(action, Action::Spawn(..)));
+}
+
+#[cfg(test)]
+mod tests;
