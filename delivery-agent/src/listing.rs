@@ -147,6 +147,7 @@ pub fn show(store: &Store, id: &str, doing: &Doing<'_>) -> Result<Option<String>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Accepted;
     use crate::wire::{Lane, Submission};
 
     #[test]
@@ -159,9 +160,10 @@ mod tests {
             recipients: vec!["b@y".to_owned()],
             origin: "uid 0".to_owned(),
             lane: Lane::Normal,
+            token: String::new(),
             body: b"Subject: x\r\n\r\ny\r\n".to_vec(),
         };
-        let (no, id) = store.accept(&submission, 100).unwrap();
+        let Accepted { no, id, .. } = store.accept(&submission, 100).unwrap();
         store.defer(no, 1, 130, "451 later", false).unwrap();
         store.commit().unwrap();
         let text = list(&store, &|_| ("deferred", Some(30)), false).unwrap();

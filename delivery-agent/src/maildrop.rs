@@ -121,6 +121,9 @@ fn read(path: &Path) -> io::Result<Submission> {
     match decoder.next_frame()? {
         Some(Header::Offer(mut submission)) if !submission.recipients.is_empty() => {
             submission.origin = format!("uid {}", meta.uid());
+            // The file may outlive the commit that queues it.
+            submission.token =
+                path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
             Ok(submission)
         }
         _ => Err(io::Error::other("not a message")),
@@ -149,6 +152,7 @@ mod tests {
             recipients: vec!["b@y".to_owned()],
             origin: "forged".to_owned(),
             lane: Lane::Normal,
+            token: String::new(),
             body: b"x\r\n".to_vec(),
         }
     }
@@ -160,7 +164,9 @@ mod tests {
         let found = collect(dir.path(), 9, 0).unwrap();
         let [Found::Message(path, got)] = found.as_slice() else { panic!("{found:?}") };
         let uid = fs::metadata(path).unwrap().uid();
-        assert_eq!(**got, Submission { origin: format!("uid {uid}"), ..submission() });
+        let origin = format!("uid {uid}");
+        assert!(got.token.starts_with("new."), "a file that is found again is known");
+        assert_eq!(**got, Submission { origin, token: got.token.clone(), ..submission() });
     }
 
     #[test]

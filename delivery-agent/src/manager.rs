@@ -20,7 +20,7 @@ use worker_proto::server::{self, Configured, Limit};
 use crate::alerts_cf::AlertsCf;
 use crate::queue::{Limits, Queue};
 use crate::retry::MessageRule;
-use crate::store::{MessageNo, Store, StoreError};
+use crate::store::{Accepted, MessageNo, Store, StoreError};
 use crate::wire::{Header, OfferReply, Submission};
 
 mod agents;
@@ -87,7 +87,7 @@ struct Connected {
 
 /// A submission that waits for its commit.
 struct Offered {
-    result: Result<(MessageNo, String), StoreError>,
+    result: Result<Accepted, StoreError>,
     submission: Submission,
 }
 
@@ -279,14 +279,10 @@ impl Manager {
         self.offered.push((token, Offered { result, submission }));
     }
 
-    fn accept(
-        &mut self,
-        now: Time,
-        submission: &Submission,
-    ) -> Result<(MessageNo, String), StoreError> {
+    fn accept(&mut self, now: Time, submission: &Submission) -> Result<Accepted, StoreError> {
         let seconds = self.clock.now(now).since_start().as_secs();
         let result = self.store.accept(submission, seconds);
-        if let Ok((_, id)) = &result {
+        if let Ok(Accepted { id, fresh: true, .. }) = &result {
             let (sender, size) = (&submission.sender, submission.body.len());
             let (count, origin) = (submission.recipients.len(), &submission.origin);
             log::info!(
@@ -307,8 +303,10 @@ impl Manager {
         for (token, offered) in std::mem::take(&mut self.offered) {
             let outcome = committed.clone().and(offered.result);
             let reply = match outcome {
-                Ok((no, id)) => {
-                    self.queue.add(no, offered.submission.lane, queue_now, queue_now, 0, false);
+                Ok(Accepted { no, id, fresh }) => {
+                    if fresh {
+                        self.queue.add(no, offered.submission.lane, queue_now, queue_now, 0, false);
+                    }
                     OfferReply::Queued { id }
                 }
                 Err(error) => refusal(&error),

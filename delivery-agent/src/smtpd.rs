@@ -226,10 +226,13 @@ impl Qmgr {
 
     /// Offers a message and gives the answer for the client.
     pub fn offer(&mut self, submission: &Submission) -> Answer {
-        let was_open = self.stream.is_some();
         let mut result = self.try_offer(submission);
-        // qmgr may have been started anew since; a fresh connection that fails is another matter.
-        if was_open && result.as_ref().is_err_and(|e| !is_timeout(e)) {
+        // A qmgr that ended in the middle is started again. Whether it had queued the message, its
+        // successor knows by the token, so the client need not come again and nothing is doubled.
+        for _ in 1..OFFERS {
+            if !result.as_ref().is_err_and(is_cut) {
+                break;
+            }
             result = self.try_offer(submission);
         }
         match result {
@@ -260,8 +263,15 @@ impl Qmgr {
     }
 }
 
-fn is_timeout(error: &std::io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+/// How often a message is offered when the connection is cut.
+const OFFERS: usize = 4;
+
+/// Whether the other end has gone, as against not being there or not answering.
+fn is_cut(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+    )
 }
 
 #[cfg(test)]

@@ -36,6 +36,17 @@ pub struct Store {
     lost_submissions: bool,
 }
 
+/// A message in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// Its number.
+    pub no: MessageNo,
+    /// Its queue id.
+    pub id: String,
+    /// It was not there before.
+    pub fresh: bool,
+}
+
 /// Why an operation failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreError {
@@ -140,7 +151,8 @@ CREATE TABLE message(
     no INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, arrived INTEGER NOT NULL,
     sender TEXT NOT NULL, size INTEGER NOT NULL, origin TEXT NOT NULL, lane INTEGER NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0, next_try INTEGER NOT NULL, why TEXT NOT NULL DEFAULT '',
-    held INTEGER NOT NULL DEFAULT 0, done INTEGER NOT NULL DEFAULT 0);
+    held INTEGER NOT NULL DEFAULT 0, done INTEGER NOT NULL DEFAULT 0, token TEXT);
+CREATE UNIQUE INDEX message_token ON message(token);
 CREATE INDEX message_done ON message(done);
 CREATE TABLE recipient(
     message INTEGER NOT NULL REFERENCES message(no) ON DELETE CASCADE, position INTEGER NOT NULL,
@@ -206,15 +218,23 @@ impl Store {
     }
 
     /// Puts a message into the running transaction, beginning one if there is none. It counts when
-    /// [`Store::commit`] has returned. `now` is seconds since 1970.
+    /// [`Store::commit`] has returned. One that was queued before under the same token is told as it
+    /// was. `now` is seconds since 1970.
     ///
     /// # Errors
     /// The disk is full, and the like; what the transaction held is lost, and so not queued.
-    pub fn accept(
-        &mut self,
-        submission: &Submission,
-        now: u64,
-    ) -> Result<(MessageNo, String), StoreError> {
+    pub fn accept(&mut self, submission: &Submission, now: u64) -> Result<Accepted, StoreError> {
+        // Without a token it is like no other: NULL is equal to nothing.
+        let token = Some(submission.token.as_str()).filter(|t| !t.is_empty());
+        if let Some(token) = token {
+            let mut query =
+                self.db.prepare_cached("SELECT no, id FROM message WHERE token = ?1")?;
+            let found =
+                query.query_row([token], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+            if let Some((no, id)) = found {
+                return Ok(Accepted { no: MessageNo(no), id, fresh: false });
+            }
+        }
         if self.free_space().is_some_and(|free| free < self.min_free) {
             return Err(StoreError::Full);
         }
@@ -223,10 +243,10 @@ impl Store {
         let size = i64::try_from(body.len()).unwrap_or(i64::MAX);
         let lane = lane_code(submission.lane);
         let mut insert = self.db.prepare_cached(
-            "INSERT INTO message(id, arrived, sender, size, origin, lane, next_try) \
-             VALUES(hex(randomblob(8)), ?1, ?2, ?3, ?4, ?5, ?1)",
+            "INSERT INTO message(id, arrived, sender, size, origin, lane, next_try, token) \
+             VALUES(hex(randomblob(8)), ?1, ?2, ?3, ?4, ?5, ?1, ?6)",
         )?;
-        insert.execute(params![signed(now), sender, size, origin, lane])?;
+        insert.execute(params![signed(now), sender, size, origin, lane, token])?;
         drop(insert);
         let no = self.db.last_insert_rowid();
         let id = queue_id(no, now);
@@ -242,7 +262,7 @@ impl Store {
         let mut store =
             self.db.prepare_cached("INSERT INTO body(message, bytes) VALUES(?1, ?2)")?;
         store.execute(params![no, body])?;
-        Ok((MessageNo(no), id))
+        Ok(Accepted { no: MessageNo(no), id, fresh: true })
     }
 
     /// Marks recipients. When none is left to deliver to, the message ends and true is returned.
@@ -563,6 +583,7 @@ mod tests {
             recipients: vec!["b@y".to_owned(), "c@y".to_owned()],
             origin: "uid 0".to_owned(),
             lane: Lane::Normal,
+            token: String::new(),
             body: b"Subject: x\r\n\r\ny\r\n".to_vec(),
         }
     }
@@ -577,7 +598,7 @@ mod tests {
     fn q3_a_message_lives_until_its_last_recipient_has_ended() {
         let dir = tempfile::tempdir().unwrap();
         let mut store = open(dir.path());
-        let (no, id) = store.accept(&submission(), 100).unwrap();
+        let Accepted { no, id, .. } = store.accept(&submission(), 100).unwrap();
         store.commit().unwrap();
         drop(store);
         let mut store = open(dir.path());
@@ -629,7 +650,7 @@ mod tests {
     fn q9_a_full_store_can_still_mark_what_was_sent() {
         let dir = tempfile::tempdir().unwrap();
         let mut store = open(dir.path());
-        let (no, _) = store.accept(&submission(), 1).unwrap();
+        let no = store.accept(&submission(), 1).unwrap().no;
         store.commit().unwrap();
         let pages: i64 = store.db.query_row("PRAGMA page_count", [], |r| r.get(0)).unwrap();
         store.db.pragma_update(None, "max_page_count", pages).unwrap();
@@ -640,6 +661,23 @@ mod tests {
             [0, 1].map(|n| (n, RecipientState::Delivered, "250 ok".to_owned())).into();
         assert!(store.mark(no, &marks, 3).unwrap());
         store.commit().unwrap();
+    }
+
+    #[test]
+    fn q4_a_submission_offered_again_is_queued_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = open(dir.path());
+        let again = Submission { token: "t".to_owned(), ..submission() };
+        let first = store.accept(&again, 100).unwrap();
+        assert!(first.fresh);
+        store.commit().unwrap();
+        drop(store);
+        let mut store = open(dir.path());
+        assert_eq!(store.accept(&again, 101).unwrap(), Accepted { fresh: false, ..first });
+        store.accept(&submission(), 102).unwrap();
+        store.accept(&submission(), 103).unwrap();
+        store.commit().unwrap();
+        assert_eq!(store.queued(MessageNo(0), 9).unwrap().len(), 3, "without a token all differ");
     }
 
     #[test]

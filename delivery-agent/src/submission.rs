@@ -80,7 +80,9 @@ impl Host {
         message.complete(&from, &date, &message::message_id(now, &self.name));
         message.prepend("Received", &self.received(source, &date));
         let origin = source.to_string();
-        Ok(Submission { sender, recipients, origin, lane, body: message.to_bytes() })
+        // No process makes two in one nanosecond.
+        let token = format!("{}.{:09}.{}", now.as_secs(), now.subsec_nanos(), std::process::id());
+        Ok(Submission { sender, recipients, origin, lane, token, body: message.to_bytes() })
     }
 
     /// A sender without a domain gets this host's.

@@ -40,6 +40,9 @@ pub struct Submission {
     pub origin: String,
     /// How urgent it is.
     pub lane: Lane,
+    /// Tells this submission from every other, so that it can be offered again when an answer is
+    /// lost without being queued twice. Empty: it is not offered again.
+    pub token: String,
     /// The message as it will be sent, with CRLF line ends.
     #[serde(skip)]
     pub body: Vec<u8>,
@@ -255,6 +258,7 @@ mod tests {
             recipients: vec!["b@y".to_owned()],
             origin: "uid 0".to_owned(),
             lane: Lane::Normal,
+            token: String::new(),
             body: body.to_vec(),
         }
     }
