@@ -77,6 +77,8 @@ pub struct Manager {
     next_cleaning: Time,
     retiring: Option<Time>,
     broken: bool,
+    /// Messages were refused for want of room, and it was told.
+    full: bool,
 }
 
 /// A client on `private/qmgr`.
@@ -162,6 +164,7 @@ impl Multi for Manager {
             next_cleaning: Time::ZERO,
             retiring: None,
             broken: false,
+            full: false,
         })
     }
 
@@ -306,6 +309,9 @@ impl Manager {
                 Ok(Accepted { no, id, fresh }) => {
                     if fresh {
                         self.queue.add(no, offered.submission.lane, queue_now, queue_now, 0, false);
+                        if std::mem::take(&mut self.full) {
+                            log::info!("there is room again: messages are taken");
+                        }
                     }
                     OfferReply::Queued { id }
                 }
@@ -317,7 +323,11 @@ impl Manager {
         let dropped = std::mem::take(&mut self.dropped);
         match committed {
             Ok(()) => dropped.iter().for_each(|path| drop(std::fs::remove_file(path))),
-            Err(StoreError::Full) => log::warn!("the disk is full: messages are refused for now"),
+            Err(StoreError::Full) if self.full => {}
+            Err(StoreError::Full) => {
+                self.full = true;
+                log::warn!("the disk is full: messages are refused for now");
+            }
             Err(StoreError::Failed(cause)) => {
                 // Nothing more is acknowledged; the next process opens the store afresh (Q8).
                 log::error!("the queue's store failed: {cause}");

@@ -7,17 +7,22 @@
 //! A message's bytes are stored once and removed when its last recipient has ended; the rest of it
 //! stays listed for `retired_time`.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::sys::statvfs::statvfs;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
 use worker_proto::diagnostic::Fault;
 
 use crate::wire::{Lane, Submission};
+
+mod changes;
+mod space;
+
+use changes::Change;
+use space::Space;
 
 /// Number of a message in the store; later messages have larger ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,13 +32,13 @@ pub struct MessageNo(pub i64);
 #[derive(Debug)]
 pub struct Store {
     db: Connection,
-    directory: PathBuf,
-    /// Least free space, in bytes, for a submission.
-    min_free: u64,
+    space: Space,
     in_transaction: bool,
     has_accepted: bool,
     /// Submissions of the running turn went down with their transaction.
     lost_submissions: bool,
+    /// Changes that are not on disk yet; they are made again when their transaction fails.
+    unsaved: Vec<Change>,
 }
 
 /// A message in the store.
@@ -161,9 +166,6 @@ CREATE TABLE recipient(
 CREATE TABLE body(
     message INTEGER PRIMARY KEY REFERENCES message(no) ON DELETE CASCADE, bytes BLOB NOT NULL);
 ";
-/// Freed when the disk is full, so that what was sent can still be marked (Q9).
-const BALLAST: &str = "ballast";
-const BALLAST_SIZE: usize = 1 << 20;
 
 impl Store {
     /// Opens the store in a directory, or makes it. One that is damaged is put aside and a fresh one
@@ -204,17 +206,16 @@ impl Store {
         }
         // The first pages are read here: damage shows now and not in the middle of a delivery.
         db.query_row("SELECT count(*) FROM message WHERE done = 0", [], |_| Ok(()))?;
-        let directory = directory.to_path_buf();
-        let store = Self {
+        let space = Space::new(directory, min_free);
+        space.fill_ballast();
+        Ok(Self {
             db,
-            directory,
-            min_free,
+            space,
             in_transaction: false,
             has_accepted: false,
             lost_submissions: false,
-        };
-        store.fill_ballast();
-        Ok(store)
+            unsaved: Vec::new(),
+        })
     }
 
     /// Puts a message into the running transaction, beginning one if there is none. It counts when
@@ -235,10 +236,23 @@ impl Store {
                 return Ok(Accepted { no: MessageNo(no), id, fresh: false });
             }
         }
-        if self.free_space().is_some_and(|free| free < self.min_free) {
+        if self.space.is_short() {
             return Err(StoreError::Full);
         }
-        self.begin(true)?;
+        let inserted = self.begin(true).and_then(|()| self.insert(submission, token, now));
+        if inserted.is_err() {
+            // Half a message must not be committed.
+            self.give_up();
+        }
+        inserted
+    }
+
+    fn insert(
+        &self,
+        submission: &Submission,
+        token: Option<&str>,
+        now: u64,
+    ) -> Result<Accepted, StoreError> {
         let Submission { sender, origin, body, .. } = submission;
         let size = i64::try_from(body.len()).unwrap_or(i64::MAX);
         let lane = lane_code(submission.lane);
@@ -268,34 +282,15 @@ impl Store {
     /// Marks recipients. When none is left to deliver to, the message ends and true is returned.
     ///
     /// # Errors
-    /// See [`Store::accept`]; on a full disk the ballast is given up first.
+    /// See [`Store::accept`]. On a full disk the ballast is given up first; when that does not help,
+    /// the marks are made again in a later transaction.
     pub fn mark(
         &mut self,
         no: MessageNo,
         marks: &[(i64, RecipientState, String)],
         now: u64,
     ) -> Result<bool, StoreError> {
-        self.with_ballast(|store| {
-            store.begin(false)?;
-            let mut mark = store.db.prepare_cached(
-                "UPDATE recipient SET state = ?3, reply = ?4 WHERE message = ?1 AND position = ?2",
-            )?;
-            for (position, state, reply) in marks {
-                mark.execute(params![no.0, position, state.code(), reply])?;
-            }
-            let mut left = store.db.prepare_cached(
-                "SELECT count(*) FROM recipient WHERE message = ?1 AND state = 0",
-            )?;
-            let left: i64 = left.query_row([no.0], |row| row.get(0))?;
-            if left > 0 {
-                return Ok(false);
-            }
-            let mut end =
-                store.db.prepare_cached("UPDATE message SET done = ?2, why = '' WHERE no = ?1")?;
-            end.execute(params![no.0, signed(now)])?;
-            store.db.prepare_cached("DELETE FROM body WHERE message = ?1")?.execute([no.0])?;
-            Ok(true)
-        })
+        self.change(Change::Mark { no, marks: marks.to_vec(), now })
     }
 
     /// Sets when a message is tried again, and why it waits.
@@ -310,14 +305,7 @@ impl Store {
         why: &str,
         held: bool,
     ) -> Result<(), StoreError> {
-        self.with_ballast(|store| {
-            store.begin(false)?;
-            let mut update = store.db.prepare_cached(
-                "UPDATE message SET attempts = ?2, next_try = ?3, why = ?4, held = ?5 WHERE no = ?1",
-            )?;
-            update.execute(params![no.0, attempts, signed(next_try), why, held])?;
-            Ok(())
-        })
+        self.change(Change::Defer { no, attempts, next_try, why: why.to_owned(), held }).map(drop)
     }
 
     /// Removes a message for good.
@@ -325,11 +313,7 @@ impl Store {
     /// # Errors
     /// See [`Store::mark`].
     pub fn delete(&mut self, no: MessageNo) -> Result<(), StoreError> {
-        self.with_ballast(|store| {
-            store.begin(false)?;
-            store.db.execute("DELETE FROM message WHERE no = ?1", [no.0])?;
-            Ok(())
-        })
+        self.change(Change::Delete { no }).map(drop)
     }
 
     /// Forgets messages that ended before a time.
@@ -342,23 +326,54 @@ impl Store {
         Ok(self.db.execute(sql, [signed(before)])?)
     }
 
-    /// Ends the running transaction: what was accepted in it is on disk when this returns.
+    /// Ends the running transaction: what was accepted in it is on disk when this returns. Where the
+    /// disk is full, changes still get there if the ballast has room for them, without submissions.
     ///
     /// # Errors
-    /// It is not on disk, and is not queued.
+    /// What was accepted is not on disk, and is not queued.
     pub fn commit(&mut self) -> Result<(), StoreError> {
-        let lost = std::mem::take(&mut self.lost_submissions);
-        if !self.in_transaction {
-            return if lost { Err(StoreError::Full) } else { Ok(()) };
+        let mut result = self.save();
+        if result == Err(StoreError::Full) {
+            // SQLite writes at the end of a transaction, so that is where a full disk shows.
+            self.give_up();
+            if !self.unsaved.is_empty() {
+                self.space.release_ballast();
+                result = self.save();
+            }
+        } else if self.has_accepted && result.is_ok() {
+            self.space.fill_ballast();
         }
-        self.in_transaction = false;
-        let result = self.db.execute_batch("COMMIT").map_err(StoreError::from);
         if result.is_err() {
             self.roll_back();
-        } else if self.has_accepted {
-            self.fill_ballast();
         }
+        let lost = std::mem::take(&mut self.lost_submissions);
+        self.has_accepted = false;
         if lost { Err(StoreError::Full) } else { result }
+    }
+
+    /// Ends the transaction, and begins one before if changes are left from a failed one.
+    fn save(&mut self) -> Result<(), StoreError> {
+        if self.in_transaction && self.db.is_autocommit() {
+            // SQLite has given it up by itself.
+            self.give_up();
+        }
+        if !self.in_transaction {
+            if self.unsaved.is_empty() {
+                return Ok(());
+            }
+            self.begin_again()?;
+        }
+        self.in_transaction = false;
+        self.db.execute_batch("COMMIT")?;
+        self.unsaved.clear();
+        Ok(())
+    }
+
+    /// The transaction has failed: what was accepted in it is lost, changes are made again.
+    fn give_up(&mut self) {
+        self.lost_submissions |= self.has_accepted;
+        self.has_accepted = false;
+        self.roll_back();
     }
 
     /// Gives up the running transaction.
@@ -439,56 +454,37 @@ impl Store {
 
     fn begin(&mut self, accepting: bool) -> Result<(), StoreError> {
         if !self.in_transaction {
-            self.db.execute_batch("BEGIN IMMEDIATE")?;
-            self.in_transaction = true;
-            self.has_accepted = accepting;
+            self.begin_again()?;
         }
         self.has_accepted |= accepting;
         Ok(())
     }
 
-    /// Does what must not fail for want of space: without any, the ballast is given up and the work
-    /// done again.
-    fn with_ballast<T>(
-        &mut self,
-        work: impl Fn(&mut Self) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        match work(self) {
-            Err(StoreError::Full) => {
-                let _ = fs::remove_file(self.directory.join(BALLAST));
-                self.lost_submissions |= self.in_transaction && self.has_accepted;
-                self.roll_back();
-                work(self)
-            }
-            result => result,
+    /// Begins a transaction with the changes that are not on disk yet; true when the last of them
+    /// has ended its message.
+    fn begin_again(&mut self) -> Result<bool, StoreError> {
+        self.roll_back();
+        self.db.execute_batch("BEGIN IMMEDIATE")?;
+        self.in_transaction = true;
+        let mut ended = false;
+        for change in &self.unsaved {
+            ended = change.apply(&self.db)?;
         }
+        Ok(ended)
     }
 
-    /// Free bytes in the store's file system; None where it cannot be told. No inodes are no space.
-    fn free_space(&self) -> Option<u64> {
-        let found = statvfs(&self.directory).ok()?;
-        if found.files() > 0 && found.files_available() == 0 {
-            return Some(0);
+    /// Makes a change that must not fail for want of space: without any, the ballast is given up and
+    /// everything that is not on disk done again.
+    fn change(&mut self, change: Change) -> Result<bool, StoreError> {
+        self.begin(false)?;
+        let result = change.apply(&self.db).map_err(StoreError::from);
+        self.unsaved.push(change);
+        if result != Err(StoreError::Full) {
+            return result;
         }
-        Some(found.blocks_available() * found.fragment_size())
-    }
-
-    fn fill_ballast(&self) {
-        let path = self.directory.join(BALLAST);
-        let enough =
-            self.free_space().is_none_or(|free| free > self.min_free + BALLAST_SIZE as u64);
-        if path.exists() || !enough {
-            return;
-        }
-        let fill = || -> io::Result<()> {
-            use std::io::Write;
-            let options = File::options().write(true).create_new(true).mode(0o600).open(&path);
-            options?.write_all(&vec![0; BALLAST_SIZE])
-        };
-        if fill().is_err() {
-            // Half a ballast is none.
-            let _ = fs::remove_file(&path);
-        }
+        self.give_up();
+        self.space.release_ballast();
+        self.begin_again()
     }
 }
 
@@ -656,11 +652,32 @@ mod tests {
         store.db.pragma_update(None, "max_page_count", pages).unwrap();
         let big = Submission { body: vec![b'x'; 1 << 20], ..submission() };
         assert_eq!(store.accept(&big, 2), Err(StoreError::Full));
-        store.roll_back();
+        assert_eq!(store.commit(), Err(StoreError::Full));
         let marks: Vec<_> =
             [0, 1].map(|n| (n, RecipientState::Delivered, "250 ok".to_owned())).into();
         assert!(store.mark(no, &marks, 3).unwrap());
         store.commit().unwrap();
+    }
+
+    #[test]
+    fn q9_what_goes_down_with_a_transaction_is_told_or_done_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = open(dir.path());
+        let no = store.accept(&submission(), 1).unwrap().no;
+        store.commit().unwrap();
+        let pages: i64 = store.db.query_row("PRAGMA page_count", [], |r| r.get(0)).unwrap();
+        store.db.pragma_update(None, "max_page_count", pages + 1).unwrap();
+        let marks: Vec<_> =
+            [0, 1].map(|n| (n, RecipientState::Delivered, "250 ok".to_owned())).into();
+        assert!(store.mark(no, &marks, 3).unwrap());
+        store.accept(&submission(), 4).unwrap();
+        let big = Submission { body: vec![b'x'; 1 << 20], ..submission() };
+        assert_eq!(store.accept(&big, 5), Err(StoreError::Full));
+        assert_eq!(store.commit(), Err(StoreError::Full), "the small one is not queued either");
+        drop(store);
+        let store = open(dir.path());
+        assert_eq!(store.queued(MessageNo(0), 9).unwrap(), [], "and the mark is on disk");
+        assert_eq!(store.by_no(no).unwrap().unwrap().done, 3);
     }
 
     #[test]
