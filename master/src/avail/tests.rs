@@ -5,9 +5,13 @@ use std::time::Duration;
 use super::{Rules, ThrottleRule};
 
 mod examples;
+mod exhaustive;
+mod model;
+mod random;
 mod regression;
 mod story;
 mod weaknesses;
+mod world;
 
 /// A service as master.cf would have it by default, with room for `max_proc` workers.
 fn rules(max_proc: u32) -> Rules {
