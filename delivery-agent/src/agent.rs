@@ -24,7 +24,11 @@ use crate::outcome::{Outcome, RelayNews};
 use crate::relay::Relay;
 use crate::smtp::session::{Config, Event, Mail, Session};
 use crate::smtp::stream::{self, Link, Timeouts};
-use crate::wire::{Decoder, Header, Lease, Report};
+use crate::wire::{Decoder, Header, Report};
+
+mod job;
+
+use job::Job;
 
 /// Leases that are read ahead of the one under way.
 const AHEAD: usize = 4;
@@ -40,27 +44,6 @@ pub struct Agent {
     pub timeouts: Timeouts,
     /// How long a session may last.
     pub session_limit: Duration,
-}
-
-/// A lease on its way.
-#[derive(Debug)]
-struct Job {
-    /// Which lease of the unit it is.
-    number: u64,
-    lease: u64,
-    id: String,
-    sender: String,
-    body: Rc<[u8]>,
-    recipients: Vec<String>,
-    /// Recipients without an outcome, by number.
-    open: Vec<usize>,
-    outcomes: Vec<(usize, Outcome)>,
-    avoid: Vec<String>,
-    /// Relays that cannot take this message, and the last one's reason.
-    unfit: Vec<usize>,
-    unfit_reply: Option<(String, String)>,
-    /// The relay at which a session ended over this message, and how.
-    suspect: Option<(String, String)>,
 }
 
 /// The session of the moment.
@@ -271,17 +254,7 @@ impl<S: Read + Write + AsFd> Unit<'_, S> {
 
     /// No relay is left for this job in this unit.
     fn give_up(&mut self, mut job: Job) {
-        let all_unfit = !job.unfit.is_empty() && job.unfit.len() == self.agent.relays.len();
-        let outcome = match job.unfit_reply.take() {
-            Some((relay, reply)) if all_unfit => Outcome::RejectedPerm { relay, reply },
-            Some((relay, reply)) => Outcome::NotSent { why: format!("{relay}: {reply}") },
-            None => match job.suspect.take() {
-                // It may be the message that ends sessions: it has its own pause, so that the next
-                // one to try the relay is another.
-                Some((relay, reply)) => Outcome::RejectedTemp { relay, reply },
-                None => Outcome::NotSent { why: self.last_failure.clone() },
-            },
-        };
+        let outcome = job.last_word(self.agent.relays.len(), &self.last_failure);
         let open = std::mem::take(&mut job.open);
         job.outcomes.extend(open.into_iter().map(|n| (n, outcome.clone())));
         self.report(job);
@@ -400,25 +373,6 @@ impl<S: Read + Write + AsFd> Unit<'_, S> {
     fn leave(&mut self) {
         if self.flying.is_empty() {
             self.quit(Time::now());
-        }
-    }
-}
-
-impl Job {
-    fn new(number: u64, lease: Lease) -> Self {
-        Self {
-            number,
-            lease: lease.lease,
-            id: lease.id,
-            sender: lease.sender,
-            body: Rc::from(lease.body),
-            open: (0..lease.recipients.len()).collect(),
-            recipients: lease.recipients,
-            outcomes: Vec::new(),
-            avoid: lease.avoid,
-            unfit: Vec::new(),
-            unfit_reply: None,
-            suspect: None,
         }
     }
 }

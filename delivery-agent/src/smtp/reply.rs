@@ -43,6 +43,13 @@ impl Reply {
         self.code / 100 == 5
     }
 
+    /// Whether a login is asked for: the relay's setting, not the message, is at fault (RFC 4954
+    /// section 6).
+    #[must_use]
+    pub const fn wants_login(&self) -> bool {
+        matches!(self.code, 530 | 534 | 535 | 538)
+    }
+
     /// The text of each line, behind code and separator.
     pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
         self.lines.iter().map(Vec::as_slice)

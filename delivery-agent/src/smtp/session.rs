@@ -17,20 +17,12 @@ use std::collections::VecDeque;
 use super::capability::Capabilities;
 use super::dot;
 use super::reply::{Reply, ReplyReader};
-use super::stage::Expect;
+use super::stage::{Expect, Phase};
 use super::transaction::{Progress, Transaction, refusal};
 use crate::outcome::Outcome;
 
 pub use super::stage::{Config, Event, Stage, Unfit};
 pub use super::transaction::Mail;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Opening,
-    Open,
-    Quitting,
-    Over,
-}
 
 /// The state machine.
 #[derive(Debug)]
@@ -205,7 +197,7 @@ impl Session {
             Expect::Helo if reply.is_positive() => self.open(),
             Expect::Greeting | Expect::Ehlo | Expect::Helo => self.end(&reply),
             Expect::Rset if !reply.is_positive() => self.die(format!("RSET: {reply}")),
-            Expect::Mail | Expect::Rcpt(_) | Expect::Data if wants_login(&reply) => {
+            Expect::Mail | Expect::Rcpt(_) | Expect::Data if reply.wants_login() => {
                 self.end(&reply);
             }
             Expect::Mail | Expect::Rcpt(_) if reply.code() / 100 == 3 => self.wrong(&reply),
@@ -403,11 +395,6 @@ impl Session {
         let open = |t: &&Transaction| t.progress == Progress::Envelope;
         self.transactions.iter().find(open).map(|t| &t.mail)
     }
-}
-
-/// Login is asked for: the relay's setting, not the message, is at fault (RFC 4954 section 6).
-fn wants_login(reply: &Reply) -> bool {
-    matches!(reply.code(), 530 | 534 | 535 | 538)
 }
 
 #[cfg(test)]

@@ -111,3 +111,12 @@ impl Expect {
         }
     }
 }
+
+/// How far a session has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Opening,
+    Open,
+    Quitting,
+    Over,
+}
