@@ -13,20 +13,20 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use worker_proto::diagnostic::Fault;
 
 use crate::wire::{Lane, Submission};
 
 mod changes;
+mod read;
 mod space;
+mod types;
 
 use changes::Change;
 use space::Space;
-
-/// Number of a message in the store; later messages have larger ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct MessageNo(pub i64);
+use types::signed;
+pub use types::{Accepted, MessageNo, Recipient, RecipientState, StoreError, Summary};
 
 /// The open store.
 #[derive(Debug)]
@@ -39,115 +39,6 @@ pub struct Store {
     lost_submissions: bool,
     /// Changes that are not on disk yet; they are made again when their transaction fails.
     unsaved: Vec<Change>,
-}
-
-/// A message in the store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Accepted {
-    /// Its number.
-    pub no: MessageNo,
-    /// Its queue id.
-    pub id: String,
-    /// It was not there before.
-    pub fresh: bool,
-}
-
-/// Why an operation failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StoreError {
-    /// The disk is full.
-    Full,
-    /// Anything else.
-    Failed(String),
-}
-
-impl From<rusqlite::Error> for StoreError {
-    fn from(error: rusqlite::Error) -> Self {
-        match error.sqlite_error_code() {
-            Some(ErrorCode::DiskFull) => Self::Full,
-            _ => Self::Failed(error.to_string()),
-        }
-    }
-}
-
-impl std::fmt::Display for StoreError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Full => f.write_str("the disk is full"),
-            Self::Failed(text) => f.write_str(text),
-        }
-    }
-}
-
-/// State of one recipient (Q3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RecipientState {
-    /// To be delivered.
-    Queued,
-    /// A relay has it.
-    Delivered,
-    /// It will not be delivered.
-    Failed,
-}
-
-impl RecipientState {
-    const fn code(self) -> i64 {
-        match self {
-            Self::Queued => 0,
-            Self::Delivered => 1,
-            Self::Failed => 2,
-        }
-    }
-
-    const fn of(code: i64) -> Self {
-        match code {
-            1 => Self::Delivered,
-            2 => Self::Failed,
-            _ => Self::Queued,
-        }
-    }
-}
-
-/// A message without its bytes. Times are seconds since 1970.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Summary {
-    /// Its number.
-    pub no: MessageNo,
-    /// Its queue id.
-    pub id: String,
-    /// When it was taken.
-    pub arrived: u64,
-    /// Envelope sender.
-    pub sender: String,
-    /// Size in bytes.
-    pub size: u64,
-    /// Where it came from.
-    pub origin: String,
-    /// How urgent it is.
-    pub lane: Lane,
-    /// How often a relay has put it off.
-    pub attempts: u32,
-    /// When it is tried again.
-    pub next_try: u64,
-    /// Why it waits.
-    pub why: String,
-    /// It is not tried until an operator releases it.
-    pub held: bool,
-    /// When its last recipient ended; 0 while it is queued.
-    pub done: u64,
-}
-
-/// One recipient of a message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Recipient {
-    /// Its position in the envelope.
-    pub position: i64,
-    /// Its address.
-    pub address: String,
-    /// Its state.
-    pub state: RecipientState,
-    /// The last reply.
-    pub reply: String,
 }
 
 const SCHEMA_VERSION: i64 = 1;
@@ -383,75 +274,6 @@ impl Store {
         let _ = self.db.execute_batch("ROLLBACK");
     }
 
-    /// Every message that is not ended, oldest first; those of a page from a number on.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub fn queued(&self, after: MessageNo, most: usize) -> Result<Vec<Summary>, StoreError> {
-        let sql = format!("{SUMMARY} WHERE done = 0 AND no > ?1 ORDER BY no LIMIT ?2");
-        let mut query = self.db.prepare_cached(&sql)?;
-        let most = i64::try_from(most).unwrap_or(i64::MAX);
-        let rows = query.query_map(params![after.0, most], summary)?;
-        Ok(rows.collect::<Result<_, _>>()?)
-    }
-
-    /// The messages that ended, the last first.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub fn ended(&self, most: usize) -> Result<Vec<Summary>, StoreError> {
-        let sql = format!("{SUMMARY} WHERE done > 0 ORDER BY done DESC, no DESC LIMIT ?1");
-        let mut query = self.db.prepare_cached(&sql)?;
-        let rows = query.query_map([i64::try_from(most).unwrap_or(i64::MAX)], summary)?;
-        Ok(rows.collect::<Result<_, _>>()?)
-    }
-
-    /// A message by its queue id.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub fn by_id(&self, id: &str) -> Result<Option<Summary>, StoreError> {
-        let mut query = self.db.prepare_cached(&format!("{SUMMARY} WHERE id = ?1"))?;
-        Ok(query.query_row([id], summary).optional()?)
-    }
-
-    /// A message by its number.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub fn by_no(&self, no: MessageNo) -> Result<Option<Summary>, StoreError> {
-        let mut query = self.db.prepare_cached(&format!("{SUMMARY} WHERE no = ?1"))?;
-        Ok(query.query_row([no.0], summary).optional()?)
-    }
-
-    /// The recipients of a message.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub fn recipients(&self, no: MessageNo) -> Result<Vec<Recipient>, StoreError> {
-        let mut query = self.db.prepare_cached(
-            "SELECT position, address, state, reply FROM recipient WHERE message = ?1 ORDER BY position",
-        )?;
-        let rows = query.query_map([no.0], |row| {
-            Ok(Recipient {
-                position: row.get(0)?,
-                address: row.get(1)?,
-                state: RecipientState::of(row.get(2)?),
-                reply: row.get(3)?,
-            })
-        })?;
-        Ok(rows.collect::<Result<_, _>>()?)
-    }
-
-    /// The bytes of a message; None when it has ended.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub fn body(&self, no: MessageNo) -> Result<Option<Vec<u8>>, StoreError> {
-        let mut query = self.db.prepare_cached("SELECT bytes FROM body WHERE message = ?1")?;
-        Ok(query.query_row([no.0], |row| row.get(0)).optional()?)
-    }
-
     fn begin(&mut self, accepting: bool) -> Result<(), StoreError> {
         if !self.in_transaction {
             self.begin_again()?;
@@ -488,30 +310,6 @@ impl Store {
     }
 }
 
-const SUMMARY: &str = "SELECT no, id, arrived, sender, size, origin, lane, attempts, next_try, why, \
-                       held, done FROM message";
-
-fn summary(row: &Row<'_>) -> rusqlite::Result<Summary> {
-    Ok(Summary {
-        no: MessageNo(row.get(0)?),
-        id: row.get(1)?,
-        arrived: unsigned(row.get(2)?),
-        sender: row.get(3)?,
-        size: unsigned(row.get(4)?),
-        origin: row.get(5)?,
-        lane: match row.get(6)? {
-            0_i64 => Lane::Urgent,
-            2 => Lane::Bulk,
-            _ => Lane::Normal,
-        },
-        attempts: row.get(7)?,
-        next_try: unsigned(row.get(8)?),
-        why: row.get(9)?,
-        held: row.get(10)?,
-        done: unsigned(row.get(11)?),
-    })
-}
-
 const fn lane_code(lane: Lane) -> i64 {
     match lane {
         Lane::Urgent => 0,
@@ -534,14 +332,6 @@ fn queue_id(no: i64, now: u64) -> String {
         id.extend(digits.iter().rev());
     }
     id
-}
-
-fn signed(n: u64) -> i64 {
-    i64::try_from(n).unwrap_or(i64::MAX)
-}
-
-fn unsigned(n: i64) -> u64 {
-    u64::try_from(n).unwrap_or(0)
 }
 
 fn is_damage(error: &rusqlite::Error) -> bool {
@@ -570,138 +360,4 @@ fn put_aside(path: &Path) -> io::Result<PathBuf> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn submission() -> Submission {
-        Submission {
-            sender: "a@x".to_owned(),
-            recipients: vec!["b@y".to_owned(), "c@y".to_owned()],
-            origin: "uid 0".to_owned(),
-            lane: Lane::Normal,
-            token: String::new(),
-            body: b"Subject: x\r\n\r\ny\r\n".to_vec(),
-        }
-    }
-
-    fn open(dir: &Path) -> Store {
-        let (store, damage) = Store::open(dir, 0).unwrap();
-        assert_eq!(damage, None);
-        store
-    }
-
-    #[test]
-    fn q3_a_message_lives_until_its_last_recipient_has_ended() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut store = open(dir.path());
-        let Accepted { no, id, .. } = store.accept(&submission(), 100).unwrap();
-        store.commit().unwrap();
-        drop(store);
-        let mut store = open(dir.path());
-        assert_eq!(store.by_id(&id).unwrap().unwrap().no, no);
-        assert_eq!(store.body(no).unwrap(), Some(submission().body));
-        let mark = |n, state| vec![(n, state, "250 ok".to_owned())];
-        assert!(!store.mark(no, &mark(0, RecipientState::Delivered), 101).unwrap());
-        assert!(store.mark(no, &mark(1, RecipientState::Failed), 102).unwrap());
-        store.commit().unwrap();
-        assert_eq!(store.queued(MessageNo(0), 9).unwrap(), []);
-        assert_eq!(store.body(no).unwrap(), None);
-        assert_eq!(store.ended(9).unwrap()[0].done, 102);
-        assert_eq!(store.recipients(no).unwrap()[1].state, RecipientState::Failed);
-        assert_eq!(store.forget_ended(103).unwrap(), 1);
-        store.commit().unwrap();
-        assert_eq!(store.by_id(&id).unwrap(), None);
-    }
-
-    #[test]
-    fn q4_what_was_not_committed_is_not_queued() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut store = open(dir.path());
-        store.accept(&submission(), 100).unwrap();
-        store.roll_back();
-        store.accept(&submission(), 100).unwrap();
-        drop(store);
-        assert_eq!(open(dir.path()).queued(MessageNo(0), 9).unwrap(), []);
-    }
-
-    #[test]
-    fn q8_a_damaged_store_is_put_aside() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("queue.db"), "this is no database, whatever it looks like")
-            .unwrap();
-        let (mut store, damage) = Store::open(dir.path(), 0).unwrap();
-        assert!(damage.unwrap().contains("queue.db.damaged-1"));
-        store.accept(&submission(), 1).unwrap();
-        store.commit().unwrap();
-    }
-
-    #[test]
-    fn q9_without_free_space_nothing_is_accepted() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut store, _) = Store::open(dir.path(), u64::MAX / 2).unwrap();
-        assert_eq!(store.accept(&submission(), 1), Err(StoreError::Full));
-    }
-
-    #[test]
-    fn q9_a_full_store_can_still_mark_what_was_sent() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut store = open(dir.path());
-        let no = store.accept(&submission(), 1).unwrap().no;
-        store.commit().unwrap();
-        let pages: i64 = store.db.query_row("PRAGMA page_count", [], |r| r.get(0)).unwrap();
-        store.db.pragma_update(None, "max_page_count", pages).unwrap();
-        let big = Submission { body: vec![b'x'; 1 << 20], ..submission() };
-        assert_eq!(store.accept(&big, 2), Err(StoreError::Full));
-        assert_eq!(store.commit(), Err(StoreError::Full));
-        let marks: Vec<_> =
-            [0, 1].map(|n| (n, RecipientState::Delivered, "250 ok".to_owned())).into();
-        assert!(store.mark(no, &marks, 3).unwrap());
-        store.commit().unwrap();
-    }
-
-    #[test]
-    fn q9_what_goes_down_with_a_transaction_is_told_or_done_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut store = open(dir.path());
-        let no = store.accept(&submission(), 1).unwrap().no;
-        store.commit().unwrap();
-        let pages: i64 = store.db.query_row("PRAGMA page_count", [], |r| r.get(0)).unwrap();
-        store.db.pragma_update(None, "max_page_count", pages + 1).unwrap();
-        let marks: Vec<_> =
-            [0, 1].map(|n| (n, RecipientState::Delivered, "250 ok".to_owned())).into();
-        assert!(store.mark(no, &marks, 3).unwrap());
-        store.accept(&submission(), 4).unwrap();
-        let big = Submission { body: vec![b'x'; 1 << 20], ..submission() };
-        assert_eq!(store.accept(&big, 5), Err(StoreError::Full));
-        assert_eq!(store.commit(), Err(StoreError::Full), "the small one is not queued either");
-        drop(store);
-        let store = open(dir.path());
-        assert_eq!(store.queued(MessageNo(0), 9).unwrap(), [], "and the mark is on disk");
-        assert_eq!(store.by_no(no).unwrap().unwrap().done, 3);
-    }
-
-    #[test]
-    fn q4_a_submission_offered_again_is_queued_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut store = open(dir.path());
-        let again = Submission { token: "t".to_owned(), ..submission() };
-        let first = store.accept(&again, 100).unwrap();
-        assert!(first.fresh);
-        store.commit().unwrap();
-        drop(store);
-        let mut store = open(dir.path());
-        assert_eq!(store.accept(&again, 101).unwrap(), Accepted { fresh: false, ..first });
-        store.accept(&submission(), 102).unwrap();
-        store.accept(&submission(), 103).unwrap();
-        store.commit().unwrap();
-        assert_eq!(store.queued(MessageNo(0), 9).unwrap().len(), 3, "without a token all differ");
-    }
-
-    #[test]
-    fn ids_are_short_and_differ() {
-        assert_eq!(queue_id(1, 0), "000000001");
-        assert_ne!(queue_id(1, 5), queue_id(1, 6));
-        assert_ne!(queue_id(1, 5), queue_id(2, 5));
-        assert_eq!(queue_id(i64::MAX, 5).len(), 5 + 13);
-    }
-}
+mod tests;

@@ -5,7 +5,8 @@
 
 use rusqlite::{Connection, params};
 
-use super::{MessageNo, RecipientState, signed};
+use super::types::signed;
+use super::{MessageNo, RecipientState};
 
 /// A change of one message.
 #[derive(Debug, Clone, PartialEq, Eq)]

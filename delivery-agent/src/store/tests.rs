@@ -1,0 +1,130 @@
+use super::*;
+
+fn submission() -> Submission {
+    Submission {
+        sender: "a@x".to_owned(),
+        recipients: vec!["b@y".to_owned(), "c@y".to_owned()],
+        origin: "uid 0".to_owned(),
+        lane: Lane::Normal,
+        token: String::new(),
+        body: b"Subject: x\r\n\r\ny\r\n".to_vec(),
+    }
+}
+
+fn open(dir: &Path) -> Store {
+    let (store, damage) = Store::open(dir, 0).unwrap();
+    assert_eq!(damage, None);
+    store
+}
+
+#[test]
+fn q3_a_message_lives_until_its_last_recipient_has_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    let Accepted { no, id, .. } = store.accept(&submission(), 100).unwrap();
+    store.commit().unwrap();
+    drop(store);
+    let mut store = open(dir.path());
+    assert_eq!(store.by_id(&id).unwrap().unwrap().no, no);
+    assert_eq!(store.body(no).unwrap(), Some(submission().body));
+    let mark = |n, state| vec![(n, state, "250 ok".to_owned())];
+    assert!(!store.mark(no, &mark(0, RecipientState::Delivered), 101).unwrap());
+    assert!(store.mark(no, &mark(1, RecipientState::Failed), 102).unwrap());
+    store.commit().unwrap();
+    assert_eq!(store.queued(MessageNo(0), 9).unwrap(), []);
+    assert_eq!(store.body(no).unwrap(), None);
+    assert_eq!(store.ended(9).unwrap()[0].done, 102);
+    assert_eq!(store.recipients(no).unwrap()[1].state, RecipientState::Failed);
+    assert_eq!(store.forget_ended(103).unwrap(), 1);
+    store.commit().unwrap();
+    assert_eq!(store.by_id(&id).unwrap(), None);
+}
+
+#[test]
+fn q4_what_was_not_committed_is_not_queued() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    store.accept(&submission(), 100).unwrap();
+    store.roll_back();
+    store.accept(&submission(), 100).unwrap();
+    drop(store);
+    assert_eq!(open(dir.path()).queued(MessageNo(0), 9).unwrap(), []);
+}
+
+#[test]
+fn q8_a_damaged_store_is_put_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("queue.db"), "this is no database, whatever it looks like").unwrap();
+    let (mut store, damage) = Store::open(dir.path(), 0).unwrap();
+    assert!(damage.unwrap().contains("queue.db.damaged-1"));
+    store.accept(&submission(), 1).unwrap();
+    store.commit().unwrap();
+}
+
+#[test]
+fn q9_without_free_space_nothing_is_accepted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(dir.path(), u64::MAX / 2).unwrap();
+    assert_eq!(store.accept(&submission(), 1), Err(StoreError::Full));
+}
+
+#[test]
+fn q9_a_full_store_can_still_mark_what_was_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    let no = store.accept(&submission(), 1).unwrap().no;
+    store.commit().unwrap();
+    let pages: i64 = store.db.query_row("PRAGMA page_count", [], |r| r.get(0)).unwrap();
+    store.db.pragma_update(None, "max_page_count", pages).unwrap();
+    let big = Submission { body: vec![b'x'; 1 << 20], ..submission() };
+    assert_eq!(store.accept(&big, 2), Err(StoreError::Full));
+    assert_eq!(store.commit(), Err(StoreError::Full));
+    let marks: Vec<_> = [0, 1].map(|n| (n, RecipientState::Delivered, "250 ok".to_owned())).into();
+    assert!(store.mark(no, &marks, 3).unwrap());
+    store.commit().unwrap();
+}
+
+#[test]
+fn q9_what_goes_down_with_a_transaction_is_told_or_done_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    let no = store.accept(&submission(), 1).unwrap().no;
+    store.commit().unwrap();
+    let pages: i64 = store.db.query_row("PRAGMA page_count", [], |r| r.get(0)).unwrap();
+    store.db.pragma_update(None, "max_page_count", pages + 1).unwrap();
+    let marks: Vec<_> = [0, 1].map(|n| (n, RecipientState::Delivered, "250 ok".to_owned())).into();
+    assert!(store.mark(no, &marks, 3).unwrap());
+    store.accept(&submission(), 4).unwrap();
+    let big = Submission { body: vec![b'x'; 1 << 20], ..submission() };
+    assert_eq!(store.accept(&big, 5), Err(StoreError::Full));
+    assert_eq!(store.commit(), Err(StoreError::Full), "the small one is not queued either");
+    drop(store);
+    let store = open(dir.path());
+    assert_eq!(store.queued(MessageNo(0), 9).unwrap(), [], "and the mark is on disk");
+    assert_eq!(store.by_no(no).unwrap().unwrap().done, 3);
+}
+
+#[test]
+fn q4_a_submission_offered_again_is_queued_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    let again = Submission { token: "t".to_owned(), ..submission() };
+    let first = store.accept(&again, 100).unwrap();
+    assert!(first.fresh);
+    store.commit().unwrap();
+    drop(store);
+    let mut store = open(dir.path());
+    assert_eq!(store.accept(&again, 101).unwrap(), Accepted { fresh: false, ..first });
+    store.accept(&submission(), 102).unwrap();
+    store.accept(&submission(), 103).unwrap();
+    store.commit().unwrap();
+    assert_eq!(store.queued(MessageNo(0), 9).unwrap().len(), 3, "without a token all differ");
+}
+
+#[test]
+fn ids_are_short_and_differ() {
+    assert_eq!(queue_id(1, 0), "000000001");
+    assert_ne!(queue_id(1, 5), queue_id(1, 6));
+    assert_ne!(queue_id(1, 5), queue_id(2, 5));
+    assert_eq!(queue_id(i64::MAX, 5).len(), 5 + 13);
+}
