@@ -124,7 +124,7 @@ fn offline(queue: &Path, words: &[String]) -> Option<(u8, String)> {
     if geteuid().is_root() {
         setegid(owner.gid().into()).and_then(|()| seteuid(owner.uid().into())).ok()?;
     }
-    let (store, _) = Store::open(&directory, 0).ok()?;
+    let store = Store::look(&directory).ok()?;
     let doing = |_| ("queued", None);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let text = match words.as_slice() {

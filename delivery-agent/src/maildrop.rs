@@ -61,21 +61,24 @@ fn give_to_group(file: &File, directory: &Path) -> io::Result<()> {
     file.set_permissions(Permissions::from_mode(0o640))
 }
 
-/// A file in the directory.
-#[derive(Debug)]
-pub enum Found {
-    /// A message, and its file to remove once it is queued.
-    Message(PathBuf, Box<Submission>),
-    /// A file that is no message was put aside; its new name and the reason.
-    Bad(PathBuf, String),
+/// What is in the directory.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Messages, each with its file to remove once it is queued.
+    pub messages: Vec<(PathBuf, Submission)>,
+    /// Files that are no messages, by their new names, with the reasons.
+    pub bad: Vec<(PathBuf, String)>,
+    /// There is more than was read.
+    pub more: bool,
 }
 
-/// Takes up to `most` messages out of the directory. `now` is seconds since 1970.
+/// Reads as much at a time as memory is spared for. `now` is seconds since 1970.
 ///
 /// # Errors
-/// The directory cannot be read.
-pub fn collect(directory: &Path, most: usize, now: u64) -> io::Result<Vec<Found>> {
-    let mut found = Vec::new();
+/// The directory cannot be read, or the system is short of something; no file is touched then.
+pub fn collect(directory: &Path, now: u64) -> io::Result<Found> {
+    let mut found = Found::default();
+    let mut bytes = 0;
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("").to_owned();
@@ -90,19 +93,37 @@ pub fn collect(directory: &Path, most: usize, now: u64) -> io::Result<Vec<Found>
         if !name.starts_with(WHOLE) {
             continue;
         }
-        found.push(match read(&path) {
-            Ok(submission) => Found::Message(path, Box::new(submission)),
+        if bytes >= MOST_BYTES || found.messages.len() >= MOST_FILES {
+            found.more = true;
+            break;
+        }
+        match read(&path) {
+            Ok(submission) => {
+                bytes += submission.body.len();
+                found.messages.push((path, submission));
+            }
+            // Not the file's fault: it is tried again.
+            Err(e) if is_shortage(&e) => return Err(e),
             Err(e) => {
                 let aside = directory.join(format!("{BAD}{name}"));
-                fs::rename(&path, &aside)?;
-                Found::Bad(aside, worker_proto::sys::errno_text(&e))
+                let reason = worker_proto::sys::errno_text(&e);
+                if fs::rename(&path, &aside).is_ok() {
+                    found.bad.push((aside, reason));
+                }
             }
-        });
-        if found.len() >= most {
-            break;
         }
     }
     Ok(found)
+}
+
+/// How much is read at a time.
+const MOST_FILES: usize = 500;
+const MOST_BYTES: usize = 64 << 20;
+
+fn is_shortage(error: &io::Error) -> bool {
+    use nix::errno::Errno;
+    let code = error.raw_os_error().map(Errno::from_raw);
+    matches!(code, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EIO | Errno::EINTR))
 }
 
 /// Reads a file that anybody may have put there: no link, one name, and it is its owner's message
@@ -113,6 +134,9 @@ fn read(path: &Path) -> io::Result<Submission> {
     let meta = file.metadata()?;
     if !meta.is_file() || meta.nlink() != 1 {
         return Err(io::Error::other("not a regular file with one name"));
+    }
+    if meta.len() > crate::wire::MAX_FRAME as u64 {
+        return Err(io::Error::other("too large for a message"));
     }
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
@@ -161,12 +185,13 @@ mod tests {
     fn q11_what_was_dropped_is_found_with_its_owner() {
         let dir = tempfile::tempdir().unwrap();
         drop_message(dir.path(), &submission()).unwrap();
-        let found = collect(dir.path(), 9, 0).unwrap();
-        let [Found::Message(path, got)] = found.as_slice() else { panic!("{found:?}") };
+        let found = collect(dir.path(), 0).unwrap();
+        let [(path, got)] = found.messages.as_slice() else { panic!("{found:?}") };
         let uid = fs::metadata(path).unwrap().uid();
         let origin = format!("uid {uid}");
         assert!(got.token.starts_with("new."), "a file that is found again is known");
-        assert_eq!(**got, Submission { origin, token: got.token.clone(), ..submission() });
+        assert_eq!(*got, Submission { origin, token: got.token.clone(), ..submission() });
+        assert!(!found.more);
     }
 
     #[test]
@@ -175,19 +200,25 @@ mod tests {
         let name = |n: &str| dir.path().join(format!("new.{n}"));
         fs::write(name("garbage"), "W").unwrap();
         drop_message(dir.path(), &submission()).unwrap();
-        let whole = collect(dir.path(), 9, 0).unwrap();
-        let message = whole.iter().find_map(|f| match f {
-            Found::Message(path, _) => Some(path.clone()),
-            Found::Bad(..) => None,
-        });
-        let message = message.unwrap();
+        let message = collect(dir.path(), 0).unwrap().messages.remove(0).0;
         std::os::unix::fs::symlink(&message, name("link")).unwrap();
         fs::hard_link(&message, name("hard")).unwrap();
         nix::unistd::mkfifo(&name("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let bad = collect(dir.path(), 9, 0).unwrap();
-        assert!(bad.iter().all(|f| matches!(f, Found::Bad(..))), "{bad:?}");
-        assert_eq!(bad.len(), 4, "two names of one file are both suspect");
-        assert_eq!(collect(dir.path(), 9, 0).unwrap().len(), 0);
+        let found = collect(dir.path(), 0).unwrap();
+        assert_eq!(found.messages, []);
+        assert_eq!(found.bad.len(), 4, "two names of one file are both suspect");
+        let again = collect(dir.path(), 0).unwrap();
+        assert_eq!((again.messages.len(), again.bad.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_full_directory_is_taken_in_part_by_part() {
+        let dir = tempfile::tempdir().unwrap();
+        for _ in 0..MOST_FILES + 1 {
+            drop_message(dir.path(), &submission()).unwrap();
+        }
+        let found = collect(dir.path(), 0).unwrap();
+        assert_eq!((found.messages.len(), found.more), (MOST_FILES, true));
     }
 
     #[test]
@@ -196,9 +227,9 @@ mod tests {
         let partial = dir.path().join("tmp.1.x");
         fs::write(&partial, "half").unwrap();
         let written = fs::metadata(&partial).unwrap().mtime().unsigned_abs();
-        collect(dir.path(), 9, written + 5).unwrap();
+        collect(dir.path(), written + 5).unwrap();
         assert!(partial.exists());
-        collect(dir.path(), 9, written + STALE + 1).unwrap();
+        collect(dir.path(), written + STALE + 1).unwrap();
         assert!(!partial.exists());
     }
 }

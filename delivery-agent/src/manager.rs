@@ -74,7 +74,13 @@ pub struct Manager {
     /// When agents may be connected to again after that has failed.
     agents_from: Time,
     agents_unreachable: bool,
+    /// There is work for an agent that could not be had.
+    wants_agent: bool,
     next_cleaning: Time,
+    /// The drop directory has more than was taken in.
+    more_dropped: bool,
+    /// Answers to operators, held back until what they asked for is on disk.
+    answers: Vec<(Token, Header)>,
     retiring: Option<Time>,
     broken: bool,
     /// Messages were refused for want of room, and it was told.
@@ -90,7 +96,9 @@ struct Connected {
 /// A submission that waits for its commit.
 struct Offered {
     result: Result<Accepted, StoreError>,
+    /// Without its bytes, which are in the store.
     submission: Submission,
+    size: usize,
 }
 
 /// The queue's clock: monotonic, but counted from 1970, so that what is on disk keeps its meaning
@@ -116,8 +124,6 @@ impl Anchor {
 const DRAIN_TIME: Duration = Duration::from_secs(60);
 /// How often ended messages are looked through.
 const CLEANING: Duration = Duration::from_secs(3600);
-/// The most files of the drop directory that are taken in at once.
-const DROP_BATCH: usize = 500;
 
 impl Multi for Manager {
     const LIMIT: Limit = Limit::One;
@@ -161,7 +167,10 @@ impl Multi for Manager {
             dropped: Vec::new(),
             agents_from: Time::ZERO,
             agents_unreachable: false,
+            wants_agent: false,
             next_cleaning: Time::ZERO,
+            more_dropped: false,
+            answers: Vec::new(),
             retiring: None,
             broken: false,
             full: false,
@@ -211,15 +220,25 @@ impl Multi for Manager {
         if now >= self.next_cleaning {
             self.clean(now);
         }
+        if self.more_dropped {
+            self.take_dropped(now);
+        }
         let committed = self.store.commit();
+        self.answer_operators(&committed);
         self.answer_offers(reactor, now, committed);
         self.feed_agents(reactor, now);
     }
 
     fn deadline(&self) -> Option<Time> {
         let queue = self.queue.deadline().map(|at| self.clock.back(at).max(self.agents_from));
+        let agents = self.wants_agent.then_some(self.agents_from);
+        // One turn after the other until the drop directory is empty.
+        let dropped = self.more_dropped.then_some(Time::ZERO);
         let lingering = self.agents.values().filter_map(Agent::deadline).min();
-        [queue, lingering, Some(self.next_cleaning), self.retiring].into_iter().flatten().min()
+        [queue, agents, dropped, lingering, Some(self.next_cleaning), self.retiring]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn retire(&mut self, _: &mut Reactor, now: Time) {
@@ -250,7 +269,7 @@ impl Manager {
                 Ok(Some(Header::Offer(submission))) => self.take_offer(now, token, submission),
                 Ok(Some(Header::Ask(words))) => {
                     let (code, text) = self.asked(now, uid, &words);
-                    self.send(token, &Header::Answer(code, text));
+                    self.answers.push((token, Header::Answer(code, text)));
                 }
                 Ok(Some(_)) | Err(_) => {
                     log::warn!("a client (uid {uid}) does not speak the queue's protocol");
@@ -278,21 +297,33 @@ impl Manager {
     fn take_offer(&mut self, now: Time, token: Token, mut submission: Submission) {
         submission.recipients = setup::complete(&submission.recipients, &self.alerts, &self.common);
         let result = self.accept(now, &submission);
-        submission.body = Vec::new();
-        self.offered.push((token, Offered { result, submission }));
+        let size = std::mem::take(&mut submission.body).len();
+        self.offered.push((token, Offered { result, submission, size }));
     }
 
     fn accept(&mut self, now: Time, submission: &Submission) -> Result<Accepted, StoreError> {
         let seconds = self.clock.now(now).since_start().as_secs();
-        let result = self.store.accept(submission, seconds);
-        if let Ok(Accepted { id, fresh: true, .. }) = &result {
-            let (sender, size) = (&submission.sender, submission.body.len());
-            let (count, origin) = (submission.recipients.len(), &submission.origin);
-            log::info!(
-                "{id}: from=<{sender}>, size={size}, nrcpt={count}, origin={origin} (queue active)"
-            );
+        self.store.accept(submission, seconds)
+    }
+
+    /// Told after the commit: a line about what was refused in the end would mislead.
+    fn log_queued(id: &str, offered: &Offered) {
+        let (submission, size) = (&offered.submission, offered.size);
+        let (sender, origin) = (&submission.sender, &submission.origin);
+        let count = submission.recipients.len();
+        log::info!(
+            "{id}: from=<{sender}>, size={size}, nrcpt={count}, origin={origin} (queue active)"
+        );
+    }
+
+    fn answer_operators(&mut self, committed: &Result<(), StoreError>) {
+        for (token, answer) in std::mem::take(&mut self.answers) {
+            let answer = match committed {
+                Ok(()) => answer,
+                Err(error) => Header::Answer(75, format!("{error}\n")),
+            };
+            self.send(token, &answer);
         }
-        result
     }
 
     /// The commit of this turn is done, or has failed: tells everybody who waits for it.
@@ -304,10 +335,11 @@ impl Manager {
     ) {
         let queue_now = self.clock.now(now);
         for (token, offered) in std::mem::take(&mut self.offered) {
-            let outcome = committed.clone().and(offered.result);
+            let outcome = committed.clone().and(offered.result.clone());
             let reply = match outcome {
                 Ok(Accepted { no, id, fresh }) => {
                     if fresh {
+                        Self::log_queued(&id, &offered);
                         self.queue.add(no, offered.submission.lane, queue_now, queue_now, 0, false);
                         if std::mem::take(&mut self.full) {
                             log::info!("there is room again: messages are taken");
@@ -338,31 +370,30 @@ impl Manager {
 
     /// Takes in what was dropped while qmgr did not run.
     fn take_dropped(&mut self, now: Time) {
-        use crate::maildrop::{self, Found};
+        use crate::maildrop;
         let seconds = self.clock.now(now).since_start().as_secs();
         let directory = std::path::Path::new(maildrop::DIRECTORY);
-        let found = match maildrop::collect(directory, DROP_BATCH, seconds) {
+        let found = match maildrop::collect(directory, seconds) {
             Ok(found) => found,
             Err(e) => return log::warn!("{}", Fault::io("read maildrop", &e)),
         };
-        let mut messages = Vec::new();
-        for file in found {
-            match file {
-                Found::Bad(path, reason) => {
-                    log::warn!("{}: {reason}; it is left there", path.display());
-                }
-                Found::Message(path, submission) => messages.push((path, submission)),
-            }
+        self.more_dropped = found.more;
+        for (path, reason) in found.bad {
+            log::warn!("{}: {reason}; it is left there", path.display());
         }
-        for (path, mut submission) in messages {
+        for (path, mut submission) in found.messages {
             submission.recipients =
                 setup::complete(&submission.recipients, &self.alerts, &self.common);
             let result = self.accept(now, &submission);
             if result.is_ok() {
                 self.dropped.push(path);
+            } else {
+                // Later: the next wakeup comes by.
+                self.more_dropped = false;
             }
+            let size = std::mem::take(&mut submission.body).len();
             // Nobody waits for the answer; the file stays until it is queued.
-            self.offered.push((Token(0), Offered { result, submission: *submission }));
+            self.offered.push((Token(0), Offered { result, submission, size }));
         }
     }
 

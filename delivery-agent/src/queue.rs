@@ -194,8 +194,7 @@ impl Queue {
     pub fn deadline(&self) -> Option<Time> {
         let due = self.waiting.first().map(|(due, _)| *due);
         let blocked = self.ready.iter().any(|lane| !lane.is_empty()) && self.all_down();
-        let probes =
-            self.relays.iter().filter_map(|(_, clock)| clock.down().map(|(_, probe)| probe));
+        let probes = self.relays.iter().filter_map(|(_, clock)| clock.next_probe());
         let probe = probes.min().filter(|_| blocked);
         [due, probe].into_iter().flatten().min()
     }
@@ -260,17 +259,14 @@ impl Queue {
         let expired = now.since(entry.arrived) >= self.limits.lifetime;
         let mut verdict =
             Verdict { no: leased.no, marks: Vec::new(), deferred: None, outcomes: Vec::new() };
-        let mut put_off: Option<(u32, Time, String)> = None;
-        let mut later = |attempts: u32, at: Time, why: &str| match &put_off {
-            Some((_, earlier, _)) if *earlier <= at => {}
-            _ => put_off = Some((attempts, at, why.to_owned())),
-        };
+        // What a relay has put off, what may have arrived, and what no relay was asked about.
+        let (mut put_off, mut in_doubt, mut not_sent) = (None, None, false);
+        let tries = entry.attempts + 1;
         for (at, position) in leased.positions.iter().copied().enumerate() {
             let told = outcomes.iter().find(|(n, _)| *n == at).map(|(_, outcome)| outcome.clone());
             let outcome = told
                 .unwrap_or_else(|| Outcome::NotSent { why: "the agent did not tell".to_owned() });
             let reply = outcome.text().to_owned();
-            let tries = entry.attempts + 1;
             match &outcome {
                 Outcome::Delivered { .. } => {
                     self.window = (self.window + 1).min(self.limits.agents);
@@ -283,31 +279,32 @@ impl Queue {
                     let reply = format!("expired after {tries} attempts: {reply}");
                     verdict.marks.push((position, RecipientState::Failed, reply));
                 }
-                Outcome::RejectedTemp { .. } => {
-                    self.seed = self.seed.wrapping_add(1);
-                    let pause = self.limits.message.pause(tries, self.seed);
-                    later(tries, now + pause, &reply);
-                }
-                Outcome::InDoubt { .. } => later(tries, now + DOUBT, &reply),
-                // No attempt. With a relay down the gate holds it back; without one it waits a
-                // little, lest it goes round and round.
-                Outcome::NotSent { .. } => {
-                    let down = self.relays.iter().any(|(_, clock)| !clock.is_up());
-                    later(entry.attempts, if down { now } else { now + NOT_SENT }, "");
-                }
+                Outcome::RejectedTemp { .. } => put_off = Some(reply),
+                Outcome::InDoubt { .. } => in_doubt = Some(reply),
+                Outcome::NotSent { .. } => not_sent = true,
             }
             verdict.outcomes.push((position, outcome));
         }
-        match put_off {
-            None => {
-                self.entries.remove(&leased.no);
+        let pause = put_off.as_ref().map(|_| {
+            self.seed = self.seed.wrapping_add(1);
+            self.limits.message.pause(tries, self.seed)
+        });
+        // One clock for the message: what is in doubt is not repeated early for another's sake.
+        let pause = pause.max(in_doubt.as_ref().map(|_| DOUBT));
+        match (pause, put_off.or(in_doubt)) {
+            (Some(pause), Some(why)) => {
+                let due = now + pause;
+                self.wait(leased.no, tries, due);
+                verdict.deferred = Some((tries, due, why, false));
             }
-            Some((attempts, due, why)) => {
-                self.wait(leased.no, attempts, due);
-                // Nothing is written for a message that was not tried (R2).
-                if attempts != entry.attempts {
-                    verdict.deferred = Some((attempts, due, why, false));
-                }
+            // No attempt, and nothing is written (R2). With every relay down the gate holds it back;
+            // otherwise it waits a little, lest it goes round and round.
+            _ if not_sent => {
+                let due = if self.all_down() { now } else { now + NOT_SENT };
+                self.wait(leased.no, entry.attempts, due);
+            }
+            _ => {
+                self.entries.remove(&leased.no);
             }
         }
         Some(verdict)

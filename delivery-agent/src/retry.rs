@@ -63,6 +63,12 @@ impl RelayClock {
         self.down.as_ref().map(|d| (d.since, d.probe))
     }
 
+    /// When it may be tried again; None while it is up, or is being tried.
+    #[must_use]
+    pub fn next_probe(&self) -> Option<Time> {
+        self.down.as_ref().filter(|down| !down.probing).map(|down| down.probe)
+    }
+
     /// What it said last, or what failed.
     #[must_use]
     pub fn last(&self) -> &str {

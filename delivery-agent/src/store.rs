@@ -79,6 +79,14 @@ impl Store {
         }
     }
 
+    /// Opens the store to look at it, damaged or not, while nobody else has it open.
+    ///
+    /// # Errors
+    /// It is in use, damaged, or not there.
+    pub fn look(directory: &Path) -> Result<Self, StoreError> {
+        Ok(Self::attempt(directory, &directory.join("queue.db"), 0)?)
+    }
+
     fn attempt(directory: &Path, path: &Path, min_free: u64) -> rusqlite::Result<Self> {
         let db = Connection::open(path)?;
         // A file that SQLite makes has the umask's mode; queued mail is nobody else's business.
@@ -90,6 +98,11 @@ impl Store {
         db.pragma_update(None, "foreign_keys", "ON")?;
         db.set_prepared_statement_cache_capacity(32);
         let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        if version > SCHEMA_VERSION {
+            let text = format!("it has version {version}, of a later program than this");
+            let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ERROR);
+            return Err(rusqlite::Error::SqliteFailure(code, Some(text)));
+        }
         if version == 0 {
             db.execute_batch(&format!(
                 "BEGIN;{SCHEMA};PRAGMA user_version={SCHEMA_VERSION};COMMIT"
@@ -127,7 +140,9 @@ impl Store {
                 return Ok(Accepted { no: MessageNo(no), id, fresh: false });
             }
         }
-        if self.space.is_short() {
+        // A turn that has lost submissions takes no more: its commit tells all of them that they are
+        // not queued.
+        if self.lost_submissions || self.space.is_short() {
             return Err(StoreError::Full);
         }
         let inserted = self.begin(true).and_then(|()| self.insert(submission, token, now));

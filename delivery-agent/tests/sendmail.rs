@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use delivery_agent::maildrop::{self, Found};
+use delivery_agent::maildrop;
 use delivery_agent::smtp::server::{Answer, Backend, Config, Envelope, Server};
 use delivery_agent::smtpd::converse;
 use delivery_agent::wire::{Lane, Submission};
@@ -48,12 +48,9 @@ fn sendmail(config: &Path, arguments: &[&str], input: &str) -> (Option<i32>, Str
 }
 
 fn dropped(config: &Path) -> Vec<Submission> {
-    let found = maildrop::collect(&config.join("maildrop"), 100, 0).unwrap();
-    let message = |f| match f {
-        Found::Message(_, submission) => *submission,
-        Found::Bad(path, why) => panic!("{}: {why}", path.display()),
-    };
-    found.into_iter().map(message).collect()
+    let found = maildrop::collect(&config.join("maildrop"), 0).unwrap();
+    assert_eq!(found.bad, []);
+    found.messages.into_iter().map(|(_, submission)| submission).collect()
 }
 
 #[test]

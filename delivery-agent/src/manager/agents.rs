@@ -159,6 +159,7 @@ impl Manager {
                 }
             }
         }
+        self.wants_agent = self.retiring.is_none() && self.wants_agent(queue_now);
         let done = |agent: &Agent| {
             agent.lease.is_none() && (now >= agent.linger || self.retiring.is_some())
         };

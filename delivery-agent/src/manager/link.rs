@@ -17,9 +17,6 @@ pub(super) struct Link {
     failed: bool,
 }
 
-/// What one connection may have read in one turn: no sender of large messages holds up the rest.
-const BYTES_A_TURN: usize = 64 << 20;
-
 impl Link {
     /// Registers a connection for reading and writing.
     pub(super) fn watch(reactor: &mut Reactor, stream: UnixStream) -> io::Result<(Token, Self)> {
@@ -38,14 +35,11 @@ impl Link {
     pub(super) fn advance(&mut self) -> bool {
         self.flush();
         let mut bytes = vec![0; 64 << 10];
-        let mut total = 0;
-        while !self.failed && total < BYTES_A_TURN {
+        // Edges are told once: to the end, however much there is.
+        while !self.failed {
             match self.stream.read(&mut bytes) {
                 Ok(0) => self.failed = true,
-                Ok(size) => {
-                    total += size;
-                    self.decoder.push(&bytes[..size]);
-                }
+                Ok(size) => self.decoder.push(&bytes[..size]),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(_) => self.failed = true,

@@ -237,3 +237,46 @@ proptest! {
         prop_assert_eq!(queue.len(), held);
     }
 }
+
+#[test]
+fn r1_while_a_probe_is_on_its_way_nothing_is_due() {
+    let mut queue = queue(10, &["a"]);
+    queue.news(at(0), &news(false));
+    let t = queue.deadline().unwrap();
+    let _probe = lease(&mut queue, t).unwrap();
+    let later = t + Duration::from_secs(10);
+    queue.advance(later);
+    assert_eq!(lease(&mut queue, later), None);
+    let d = queue.deadline();
+    assert!(d.is_none_or(|d| d > later), "deadline {d:?} is past at {later:?}: poll(0) loop");
+}
+
+#[test]
+fn a_message_that_no_relay_was_asked_about_does_not_go_round_and_round() {
+    let mut queue = queue(1, &["a", "b"]);
+    queue.news(at(0), &news(false));
+    let now = at(1);
+    let mut leases = 0;
+    for _ in 0..1000 {
+        queue.advance(now);
+        let Some(l) = lease(&mut queue, now) else { break };
+        leases += 1;
+        queue.report(now, l, &[(0, not_sent())]).unwrap();
+    }
+    assert!(leases < 3, "{leases} leases of one message without time passing");
+}
+
+#[test]
+fn r3_a_4xx_beside_a_recipient_that_was_not_sent_keeps_its_pause() {
+    let mut queue = queue(1, &["a", "b"]);
+    queue.news(at(0), &news(false));
+    let (no, _) = queue.next_message(at(1)).unwrap();
+    let l = queue.lease(at(1), no, vec![0, 1]);
+    let temp = Outcome::RejectedTemp { relay: "b".to_owned(), reply: "451 later".to_owned() };
+    let v = queue.report(at(1), l, &[(0, temp), (1, not_sent())]).unwrap();
+    assert!(
+        v.deferred.is_some(),
+        "the 451 is neither counted nor written; due {:?}",
+        queue.due(no)
+    );
+}

@@ -128,3 +128,24 @@ fn ids_are_short_and_differ() {
     assert_ne!(queue_id(1, 5), queue_id(2, 5));
     assert_eq!(queue_id(i64::MAX, 5).len(), 5 + 13);
 }
+
+#[test]
+fn q9_full_in_the_middle_of_a_turn_what_was_told_is_what_is_on_disk() {
+    // SQLite gave up the transaction by itself, and what followed was on disk at once while its
+    // client was told that it was not.
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    let first = store.accept(&submission(), 1).unwrap().no;
+    store.commit().unwrap();
+    let pages: i64 = store.db.query_row("PRAGMA page_count", [], |r| r.get(0)).unwrap();
+    store.db.pragma_update(None, "max_page_count", pages + 4).unwrap();
+    let big = Submission { body: vec![b'x'; 1 << 20], ..submission() };
+    let results = [submission(), big, submission()].map(|s| store.accept(&s, 2));
+    let commit = store.commit();
+    assert!(!matches!(commit, Err(StoreError::Failed(_))), "{commit:?} would end qmgr");
+    let told = results.into_iter().filter_map(|r| commit.clone().and(r).ok()).map(|a| a.no);
+    let told: Vec<_> = std::iter::once(first).chain(told).collect();
+    drop(store);
+    let on_disk = open(dir.path()).queued(MessageNo(0), 99).unwrap();
+    assert_eq!(on_disk.iter().map(|m| m.no).collect::<Vec<_>>(), told);
+}
