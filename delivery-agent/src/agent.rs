@@ -97,6 +97,8 @@ impl Agent {
         };
         while !unit.at_end {
             let now = Time::now();
+            // Every wait below has its deadline: a turn of this loop is progress.
+            worker_proto::watchdog::feed();
             unit.events();
             unit.assign(now);
             unit.write(now);

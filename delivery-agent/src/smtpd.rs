@@ -152,6 +152,7 @@ where
             let _ = stream.write_all(server.output());
             return Ending::TimedOut;
         }
+        worker_proto::watchdog::feed();
         match stream.read(&mut bytes) {
             Ok(0) => return Ending::Lost,
             Ok(count) => {

@@ -21,6 +21,7 @@ const WORKER_PROTO: &[&str] = &[
     "log",
     "jail",
     "client",
+    "watchdog",
     "server",
     "single",
     "multi",

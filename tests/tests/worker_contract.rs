@@ -255,3 +255,27 @@ fn capital_s_serves_standard_input_once() {
     });
     instance.finish(&[]);
 }
+
+#[test]
+fn q04_zero_is_no_limit_and_the_watchdog_spares_a_busy_session() {
+    let mut worker =
+        Worker::start("sinkd", &with(&["-m", "0", "-i", "0", "-o", "daemon_timeout=2"]));
+    let mut client = worker.greeted();
+    assert_eq!(worker.hear(), "taken");
+    let mut reader = BufReader::new(client.try_clone().unwrap());
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    // Longer than the watchdog's time, in steps that are shorter.
+    for _ in 0..5 {
+        std::thread::sleep(std::time::Duration::from_millis(600));
+        client.write_all(b"NOOP\r\n").unwrap();
+        line.clear();
+        reader.read_line(&mut line).unwrap();
+        assert!(line.starts_with("250"), "{line}");
+    }
+    drop((client, reader));
+    assert_eq!(worker.hear(), "available");
+    worker.tell("leave");
+    assert_eq!(worker.hear(), "status 0");
+    worker.end(&[]);
+}

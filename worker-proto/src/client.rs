@@ -9,8 +9,9 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockaddrLike, SockaddrStorage, accept4,
-    getsockname, getsockopt, recvmsg, sockopt,
+    getsockname, getsockopt, recvmsg, setsockopt, sockopt,
 };
+use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::abi::Transport;
 
@@ -24,15 +25,22 @@ pub enum Client {
 }
 
 impl Client {
-    /// Takes a client from a listen socket without waiting; None when another worker was faster, or
-    /// the client has gone (Q01).
+    /// Takes a client from a listen socket without waiting for one; None when none is there, perhaps
+    /// because another worker was faster (Q01). Clients that have gone are passed over.
     ///
     /// # Errors
     /// The process has no descriptor left, and the like.
     pub fn accept(listen: BorrowedFd<'_>, transport: Transport) -> io::Result<Option<Self>> {
-        let Some(fd) = accept(listen)? else { return Ok(None) };
-        let fd = if transport == Transport::Pass { receive(&fd)? } else { fd };
-        Self::from_fd(fd).map(Some)
+        while let Some(fd) = accept(listen)? {
+            let fd = if transport == Transport::Pass { receive(&fd) } else { Ok(fd) };
+            // A client may have reset its connection while it waited (ENOTCONN), or have passed none:
+            // its matter, and not the worker's.
+            match fd.and_then(Self::from_fd) {
+                Ok(client) => return Ok(Some(client)),
+                Err(e) => log::debug!("client has gone: {}", crate::sys::errno_text(&e)),
+            }
+        }
+        Ok(None)
     }
 
     /// A connection that is there already.
@@ -113,16 +121,25 @@ impl AsFd for Client {
 
 /// Takes a connection without waiting.
 pub(crate) fn accept(listen: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
-    match accept4(listen.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
-        Ok(raw) => crate::sys::adopt(raw).map(Some),
-        // The last few are errors of a client that is gone already (accept(2)).
-        Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED | Errno::EPROTO) => Ok(None),
-        Err(errno) => Err(errno.into()),
+    loop {
+        match accept4(listen.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+            Ok(raw) => return crate::sys::adopt(raw).map(Some),
+            Err(Errno::EAGAIN) => return Ok(None),
+            // A client that is gone already (accept(2)); behind it others may wait, of which an
+            // edge-triggered loop is not told again.
+            Err(Errno::EINTR | Errno::ECONNABORTED | Errno::EPROTO) => {}
+            Err(errno) => return Err(errno.into()),
+        }
     }
 }
 
+/// How many seconds a connection may take to come over: its sender has it ready.
+const PASS_PATIENCE: i64 = 10;
+
 /// A `pass` service gets its clients' connections over its own (master(5)).
 fn receive(fd: &OwnedFd) -> io::Result<OwnedFd> {
+    let patience = TimeVal::seconds(PASS_PATIENCE);
+    setsockopt(fd, sockopt::ReceiveTimeout, &patience)?;
     let mut byte = [0; 1];
     let mut space = nix::cmsg_space!(std::os::fd::RawFd);
     let mut slices = [IoSliceMut::new(&mut byte)];
@@ -136,4 +153,30 @@ fn receive(fd: &OwnedFd) -> io::Result<OwnedFd> {
         }
     }
     Err(io::Error::other("no connection was passed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    use nix::libc::linger;
+
+    #[test]
+    fn q01_a_client_that_has_reset_is_passed_over_and_the_next_is_served() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let gone = TcpStream::connect(address).unwrap();
+        let at_once = linger { l_onoff: 1, l_linger: 0 };
+        setsockopt(&gone, sockopt::Linger, &at_once).unwrap();
+        drop(gone);
+        let there = TcpStream::connect(address).unwrap();
+        let accept = || Client::accept(listener.as_fd(), Transport::Inet);
+        match accept().unwrap().unwrap() {
+            Client::Tcp(_, peer) => assert_eq!(peer, there.local_addr().unwrap()),
+            Client::Unix(..) => panic!("it came over TCP"),
+        }
+        assert!(accept().unwrap().is_none());
+    }
 }

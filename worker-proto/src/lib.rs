@@ -19,3 +19,4 @@ pub mod status;
 pub mod sys;
 pub mod time_value;
 pub mod trigger;
+pub mod watchdog;

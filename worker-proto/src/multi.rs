@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use nix::unistd::alarm;
 
 use crate::client::Client;
 use crate::clock::Time;
 use crate::diagnostic::Fault;
 use crate::server::{self, Configured, Jailed, Limit};
+use crate::watchdog;
 
 /// What a program does in its loop. Every call gets the time of the turn.
 pub trait Multi: Sized {
@@ -118,7 +118,6 @@ impl Jailed {
         for (listen, number) in self.listen.iter().zip(FIRST_LISTEN..) {
             watch(&reactor, listen.as_fd(), Token(number)).map_err(|e| system(&e))?;
         }
-        let watchdog = u32::try_from(self.common.daemon_timeout.as_secs()).unwrap_or(u32::MAX);
         let mut events = Events::with_capacity(256);
         let mut retired = false;
         service.start(&mut reactor, Time::now())?;
@@ -129,7 +128,7 @@ impl Jailed {
                 Err(e) if e.kind() != io::ErrorKind::Interrupted => return Err(system(&e)),
                 _ => {}
             }
-            alarm::set(watchdog);
+            watchdog::start(self.common.daemon_timeout);
             let now = Time::now();
             let mut used = false;
             for event in &events {
@@ -160,7 +159,7 @@ impl Jailed {
                 }
             }
             service.turn_end(&mut reactor, now);
-            alarm::cancel();
+            watchdog::stop();
             if used && !status.available() && !retired {
                 retired = true;
                 service.retire(&mut reactor, now);

@@ -285,11 +285,11 @@ params! {
         /// Log to this file, or to /dev/stdout; empty: to syslog. Every worker opens it for itself
         /// before it drops its privileges. Rotate it with a reload.
         maillog_file: Text = "";
-        /// How many clients a worker serves before it ends.
-        max_use: Count = "100", "1"..="1000000000";
-        /// How long a worker waits for a client before it ends.
-        max_idle: Time = "100s", "1s"..="365d";
-        /// A worker that spends longer than this on one request is taken for stuck and ends itself.
+        /// How many clients a worker serves before it ends; 0 for no limit.
+        max_use: Count = "100", "0"..="1000000000";
+        /// How long a worker waits for a client before it ends; 0 for no limit.
+        max_idle: Time = "100s", "0s"..="365d";
+        /// A worker that makes no progress for longer than this is taken for stuck and ends itself.
         daemon_timeout: Time = "18000s", "1s"..="365d";
         /// How many workers a service may have when its line in master.cf does not say.
         default_process_limit: Count = "100", "1"..="100000";

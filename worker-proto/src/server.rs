@@ -17,7 +17,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{self, ExitCode};
+use std::time::Duration;
 
+use nix::poll::PollTimeout;
 use nix::sys::signal::Signal;
 use nix::unistd::{chdir, write};
 
@@ -185,6 +187,21 @@ impl Configured {
             status: self.status,
             listen: self.listen,
         })
+    }
+}
+
+impl Jailed {
+    /// How long to wait for a client; 0 in the parameter is for ever (Q04).
+    pub(crate) fn idle_limit(&self) -> PollTimeout {
+        match self.common.max_idle {
+            Duration::ZERO => PollTimeout::NONE,
+            limit => PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX),
+        }
+    }
+
+    /// Whether another client may come after so many; 0 in the parameter is no limit (Q04).
+    pub(crate) const fn may_serve(&self, used: u64) -> bool {
+        self.common.max_use == 0 || used < self.common.max_use
     }
 }
 

@@ -4,13 +4,13 @@ use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::unistd::alarm;
+use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::client::Client;
 use crate::diagnostic::Fault;
 use crate::server::{self, Configured, Jailed, Limit};
 use crate::sys;
+use crate::watchdog;
 
 /// What a program does with its clients.
 pub trait Single: Sized {
@@ -51,10 +51,9 @@ impl Jailed {
             service.serve(client);
             return Ok(());
         };
-        let idle = PollTimeout::try_from(self.common.max_idle).unwrap_or(PollTimeout::MAX);
-        let watchdog = u32::try_from(self.common.daemon_timeout.as_secs()).unwrap_or(u32::MAX);
+        let idle = self.idle_limit();
         let mut used = 0;
-        while used < self.common.max_use && !service.wants_to_end() {
+        while self.may_serve(used) && !service.wants_to_end() {
             let mut fds = vec![PollFd::new(status.as_fd(), PollFlags::POLLIN)];
             fds.extend(self.listen.iter().map(|l| PollFd::new(l.as_fd(), PollFlags::POLLIN)));
             match poll(&mut fds, idle) {
@@ -73,9 +72,9 @@ impl Jailed {
                     Ok(None) => {}
                     Ok(Some(client)) => {
                         status.taken();
-                        alarm::set(watchdog);
+                        watchdog::start(self.common.daemon_timeout);
                         service.serve(client);
-                        alarm::cancel();
+                        watchdog::stop();
                         used += 1;
                         if !status.available() {
                             return Ok(());

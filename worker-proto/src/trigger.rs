@@ -8,13 +8,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::unistd::{alarm, read};
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::unistd::read;
 
 use crate::abi::{TRIGGER_BUF, Transport};
 use crate::client::Client;
 use crate::diagnostic::Fault;
 use crate::server::{self, Configured, Jailed, Limit};
+use crate::watchdog;
 
 /// What a program does when it is told.
 pub trait Trigger: Sized {
@@ -50,10 +51,9 @@ impl Jailed {
             let cause = "a trigger service has no client to serve";
             return Err(Fault::new("option -S", cause));
         };
-        let idle = PollTimeout::try_from(self.common.max_idle).unwrap_or(PollTimeout::MAX);
-        let watchdog = u32::try_from(self.common.daemon_timeout.as_secs()).unwrap_or(u32::MAX);
+        let idle = self.idle_limit();
         let mut used = 0;
-        while used < self.common.max_use {
+        while self.may_serve(used) {
             let mut fds = vec![PollFd::new(status.as_fd(), PollFlags::POLLIN)];
             fds.extend(self.listen.iter().map(|l| PollFd::new(l.as_fd(), PollFlags::POLLIN)));
             match poll(&mut fds, idle) {
@@ -68,9 +68,9 @@ impl Jailed {
             for (listen, _) in self.listen.iter().zip(ready).filter(|(_, ready)| *ready) {
                 let Some(bytes) = take(listen.as_fd(), self.transport)? else { continue };
                 status.taken();
-                alarm::set(watchdog);
+                watchdog::start(self.common.daemon_timeout);
                 service.request(&bytes);
-                alarm::cancel();
+                watchdog::stop();
                 used += 1;
                 if !status.available() {
                     return Ok(());
