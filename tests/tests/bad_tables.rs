@@ -15,7 +15,7 @@ fn every_error_is_told_at_start_and_nothing_is_started() {
     let mut instance = Instance::bare();
     instance
         .parameter("max_idle", "soon")
-        .parameter("max_use", "0")
+        .parameter("max_use", "-1")
         .service("smtp INET n - - - - smtpd")
         .service("a unix N - - x - qmgr")
         .service("b unix - -")
@@ -27,7 +27,7 @@ fn every_error_is_told_at_start_and_nothing_is_started() {
         let said = said(&output);
         for text in [
             "main.cf:9:12: parameter max_idle: bad value: \"soon\"\n",
-            "main.cf:10:11: parameter max_use: bad value: \"0\"\n",
+            "main.cf:10:11: parameter max_use: bad value: \"-1\"\n",
             "master.cf:1:6: bad transport type: INET\n",
             "master.cf:2:8: field \"private\": bad value: \"N\"\n",
             "master.cf:2:14: field \"wakeup\": bad value: \"x\"\n",
