@@ -192,8 +192,8 @@ fn field_parts(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let colon = line.iter().position(|&b| b == b':')?;
     let name = line[..colon].trim_ascii_end();
     let plain = !name.is_empty() && name.iter().all(u8::is_ascii_graphic);
-    // A name that does not fit a line is none.
-    (plain && name.len() < MAX_LINE).then(|| (name, &line[colon..]))
+    // A name that does not fit a line with its colon is none.
+    (plain && name.len() < MAX_LINE - 1).then(|| (name, &line[colon..]))
 }
 
 fn field(name: &str, value: &str) -> Field {
@@ -269,6 +269,7 @@ mod tests {
             ("A: b\n", "A: b\r\n\r\n"),
             ("", "\r\n"),
             ("no header\nat all\n", "\r\nno header\r\nat all\r\n"),
+            ("A \t: b\n\nc\n", "A: b\r\n\r\nc\r\n"),
             ("\nbody\n", "\r\nbody\r\n"),
             (" continues nothing\n", "\r\n continues nothing\r\n"),
             ("From a@b Thu\nA: b\n\nFrom c\n", "A: b\r\n\r\nFrom c\r\n"),
