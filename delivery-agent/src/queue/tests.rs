@@ -1,4 +1,5 @@
 use super::*;
+use crate::retry::MessageRule;
 use proptest::prelude::*;
 use std::time::Duration;
 
