@@ -42,6 +42,7 @@ impl Client {
     /// As the system says.
     pub fn tcp(port: u16) -> std::io::Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         Self::greet(Box::new(stream))
     }
