@@ -85,7 +85,7 @@ fn q9_a_full_disk_refuses_and_loses_nothing() {
     let Some(small) = Small::mount(&instance, "queue", 0o700, "8m") else {
         return instance.finish(&[]);
     };
-    let drop = Small::mount(&instance, "maildrop", 0o1730, "64k").unwrap();
+    let drops = Small::mount(&instance, "maildrop", 0o1730, "64k").unwrap();
     instance.start();
     let mut taken = BTreeSet::new();
     for n in 0..20 {
@@ -94,7 +94,7 @@ fn q9_a_full_disk_refuses_and_loses_nothing() {
         taken.insert(to);
     }
     fill(&small);
-    fill(&drop);
+    fill(&drops);
     // What the store had set aside is used up first; then there is an end.
     let mut refused = 0;
     for n in 20..2000 {
@@ -132,6 +132,8 @@ fn q9_a_full_disk_refuses_and_loses_nothing() {
     let arrived: Vec<_> = relay.taken().into_iter().flat_map(|t| t.recipients).collect();
     let distinct: BTreeSet<_> = arrived.iter().cloned().collect();
     assert_eq!(arrived.len(), distinct.len(), "sent again: {arrived:?}");
+    instance.stop();
+    drop((small, drops));
     instance.finish(&["the disk is full", " is down: ", "maildrop", "No space left"]);
 }
 
@@ -139,15 +141,16 @@ fn q9_a_full_disk_refuses_and_loses_nothing() {
 fn q9_a_full_drop_directory_is_75() {
     let mut instance = Instance::new();
     instance.parameter("relayhost", "[127.0.0.1]:9");
-    let Some(drop) = Small::mount(&instance, "maildrop", 0o1730, "64k") else {
+    let Some(drops) = Small::mount(&instance, "maildrop", 0o1730, "64k") else {
         return instance.finish(&[]);
     };
     instance.write();
-    fill(&drop);
+    fill(&drops);
     let (status, said) = sendmail(&instance, "b@y.example");
     assert_eq!(status, 75, "{said}");
     assert!(said.contains("No space left on device") && said.lines().count() == 1, "{said}");
-    let left: Vec<_> = fs::read_dir(&drop.at).unwrap().map(|e| e.unwrap().file_name()).collect();
+    let left: Vec<_> = fs::read_dir(&drops.at).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, ["filler"], "half a message is left");
+    drop(drops);
     instance.finish(&[]);
 }

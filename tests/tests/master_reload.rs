@@ -21,6 +21,11 @@ fn w01_a_bad_line_at_reload_changes_nothing_and_belfry_prints_it() {
     let port = net::free_port();
     instance.service(&format!("127.0.0.1:{port} inet n n n - 3 probe_worker")).start();
     let pid = Probe::tcp(port).unwrap().report().unwrap()["pid"].clone();
+    wait::until("the worker to be idle again", wait::LONG, || {
+        let status = text(&instance.belfry(&["status", "--json"]).stdout);
+        let row: serde_json::Value = serde_json::from_str(&status).ok()?;
+        (row["idle"] == 1).then_some(())
+    });
     add_line(&instance, "x unix N - - soon - p");
     let reload = instance.belfry(&["reload"]);
     assert_eq!(reload.status.code(), Some(1));
