@@ -143,13 +143,14 @@ impl Master {
             "compatibility_level = 3.6\nqueue_directory = {root}/q\ndata_directory = {root}/d\n\
              daemon_directory = {root}/libexec\nmail_owner = postfix\nsetgid_group = postdrop\n\
              maillog_file = {root}/log\nmaillog_file_prefixes = /tmp\ninet_protocols = ipv4\n\
+             myhostname = bench.example\n\
              burst_start_burst = {BURST}\n"
         );
         fs::write(at.join("etc/main.cf"), main_cf)?;
         let slow = SLOW_START.as_millis();
         let mut table = format!(
             "cold unix n n n - - bench_worker once\nwarm unix n n n - - bench_worker\n\
-             burst unix n n n - - bench_worker slow={slow}\n"
+             burst unix n n n - - bench_worker hold slow={slow}\n"
         );
         if kind == Kind::Postfix {
             table += "postlog unix-dgram n - n - 1 postlogd\n";

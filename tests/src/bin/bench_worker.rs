@@ -1,9 +1,10 @@
 //! bench_worker - the least a worker can be: answers each client with one byte
 //!
-//! `once` ends it after a client, `slow=MS` makes it slow to come up.
+//! `once` ends it after a client, `slow=MS` makes it slow to come up, `hold` keeps it busy until its
+//! client goes.
 
 use std::env;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::process::{self, ExitCode};
 use std::time::Duration;
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
     if let Some(ms) = args.iter().find_map(|a| a.strip_prefix("slow=")?.parse().ok()) {
         std::thread::sleep(Duration::from_millis(ms));
     }
+    let hold = args.iter().any(|a| a == "hold");
     let once = args.iter().any(|a| a == "once");
     let status = sys::take_fd(STATUS_FD).expect("a master passes it");
     let listen = sys::take_fd(LISTEN_FD).expect("a master passes it");
@@ -41,6 +43,9 @@ fn main() -> ExitCode {
         if let Ok(Some(mut client)) = Client::accept(listen.as_fd(), Transport::Unix) {
             tell(Availability::Taken);
             let _ = client.write_all(b"!");
+            if hold {
+                let _ = client.read(&mut [0; 1]);
+            }
             drop(client);
             if !tell(Availability::Available) || once {
                 return ExitCode::SUCCESS;
