@@ -10,6 +10,7 @@
 //! [`Pool::on`], and so are the spare workers and the timer.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::time::Duration;
 
 use worker_proto::clock::Time;
@@ -32,7 +33,7 @@ const NO_WORK: Duration = Duration::from_secs(1);
 /// The process creation policy of one service.
 #[derive(Debug, Clone)]
 pub struct Pool {
-    rules: Rules,
+    rules: Rc<Rules>,
     workers: BTreeMap<WorkerId, Worker>,
     next_worker: u64,
     throttle: Throttle,
@@ -56,7 +57,8 @@ enum Stopping {
 impl Pool {
     /// A pool without workers that does not listen yet; [`Pool::start`] begins.
     #[must_use]
-    pub fn new(rules: Rules) -> Self {
+    pub fn new(rules: impl Into<Rc<Rules>>) -> Self {
+        let rules = rules.into();
         // A seed of the name keeps services that fail together from coming back together.
         let seed =
             rules.name.bytes().fold(0, |s: u64, b| s.wrapping_mul(31).wrapping_add(b.into()));
@@ -127,7 +129,7 @@ impl Pool {
 
     /// The rules in force.
     #[must_use]
-    pub const fn rules(&self) -> &Rules {
+    pub fn rules(&self) -> &Rules {
         &self.rules
     }
 
@@ -349,7 +351,7 @@ impl Pool {
             return;
         }
         self.limit_noticed = Some(now);
-        let Rules { ext_name, name, max_proc, .. } = &self.rules;
+        let Rules { ext_name, name, max_proc, .. } = &*self.rules;
         let limit = max_proc.unwrap_or(0);
         let (ext_name, name) = (ext_name.clone(), name.clone());
         if !self.rules.stressable {

@@ -1,6 +1,7 @@
 //! conf - what changes from one table to the next
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use crate::avail::Rules;
 use crate::limits::Limit;
@@ -12,7 +13,7 @@ pub struct Configured {
     /// Its line in master.cf.
     pub def: ServiceDef,
     /// Its policy.
-    pub rules: Rules,
+    pub rules: Rc<Rules>,
     /// What its processes may use.
     pub limits: Vec<Limit>,
 }
@@ -72,7 +73,7 @@ mod tests {
             kill_time: second,
             compat: false,
         };
-        Configured { def: def(name, line), rules, limits: vec![] }
+        Configured { def: def(name, line), rules: rules.into(), limits: vec![] }
     }
 
     fn def(name: &str, line: usize) -> ServiceDef {
@@ -99,7 +100,7 @@ mod tests {
         let mut b = configured("b", 1);
         b.def.max_proc = None;
         let mut e = configured("e", 1);
-        e.rules.min_spare = 1;
+        Rc::make_mut(&mut e.rules).min_spare = 1;
         let got = changes(&old, &[configured("d", 1), configured("a", 9), b, e]);
         assert_eq!(got.added, [0]);
         assert_eq!(got.kept, [(1, false), (2, true), (3, true)]);

@@ -32,7 +32,8 @@ pub struct Config {
     pub master: MasterParams,
     /// The account of the workers.
     pub owner: Owner,
-    /// The services with their rules and limits, in the order of the file.
+    /// The services with their rules and limits, in the order of the file. Empty in a running master,
+    /// which has them with their workers.
     pub services: Vec<Configured>,
     /// What is odd and used all the same.
     pub warnings: Vec<Diagnostic>,
@@ -120,7 +121,7 @@ pub fn read(directory: &Path, table: Option<&Path>, names: &Names) -> Result<Con
     let services = defs.into_iter().filter_map(|def| {
         let rules = keep(rules(&main_cf, &master, &common, &def), &mut problems.diagnostics)?;
         let limits = keep(limits::read(&main_cf, &def.ext_name), &mut problems.diagnostics)?;
-        Some(Configured { def, rules, limits })
+        Some(Configured { def, rules: rules.into(), limits })
     });
     let services = services.collect();
     match owner {

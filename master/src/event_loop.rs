@@ -140,7 +140,7 @@ impl Master {
             config,
         };
         let mut faults = Vec::new();
-        for configured in master.config.services.clone() {
+        for configured in std::mem::take(&mut master.config.services) {
             let bound = Service::bind(&configured.def, &master.config);
             match bound {
                 Err(fault) if strict => faults.push(fault),

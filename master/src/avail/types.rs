@@ -1,5 +1,6 @@
 //! types - what a pool is told, what it answers, and what it knows of a worker
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use worker_proto::clock::Time;
@@ -64,7 +65,7 @@ pub enum Event {
     /// The definition was read again; `changed` when it differs, `retire` to renew the workers.
     Reload {
         /// The rules from now on.
-        rules: Rules,
+        rules: Rc<Rules>,
         /// The operator has changed something about the service.
         changed: bool,
         /// Workers are to end when idle.

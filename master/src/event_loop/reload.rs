@@ -150,14 +150,18 @@ impl Master {
             Notice::OddConfig { text: warning.to_string() }.log();
         }
         self.keep_fixed(&mut config);
-        let defs: Vec<_> = config.services.iter().map(|c| c.def.clone()).collect();
         let changes = self.changes(&config);
+        // The services take their definitions with them.
+        let mut services: Vec<_> =
+            std::mem::take(&mut config.services).into_iter().map(Some).collect();
         self.config = config;
-        for key in &changes.removed {
-            self.remove(now, key, &defs.iter().flat_map(|d| d.endpoints.iter()).collect());
+        if !changes.removed.is_empty() {
+            let defs = services.iter().flatten();
+            let used = defs.flat_map(|c| c.def.endpoints.iter()).collect();
+            changes.removed.iter().for_each(|key| self.remove(now, key, &used));
         }
         for &at in &changes.added {
-            let configured = self.config.services[at].clone();
+            let Some(configured) = services[at].take() else { continue };
             let bound = Service::bind(&configured.def, &self.config);
             let id = self.add(now, configured, bound);
             self.start(now, id);
@@ -165,10 +169,8 @@ impl Master {
         }
         let mut changed_count = 0;
         for &(at, changed) in &changes.kept {
-            let configured = self.config.services[at].clone();
-            let Some(&id) = self.by_key.get(&configured.def.key) else {
-                continue;
-            };
+            let Some(configured) = services[at].take() else { continue };
+            let Some(&id) = self.by_key.get(&configured.def.key) else { continue };
             changed_count += usize::from(changed);
             self.redefine(now, id, configured, changed, !changed_only || changed);
         }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 
 use mio::Token;
@@ -58,7 +59,7 @@ const BIND_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from
 impl Service {
     pub(super) fn new(now: Time, configured: Configured) -> Self {
         Self {
-            pool: Pool::new(configured.rules.clone()),
+            pool: Pool::new(Rc::clone(&configured.rules)),
             alarm: Alarm::new(now, configured.def.wakeup),
             configured,
             listeners: Vec::new(),

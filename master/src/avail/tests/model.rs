@@ -127,7 +127,7 @@ impl Model {
             Event::Status(id, availability) => self.hear(*id, *availability),
             Event::Ended(id, exit) => self.bury(now, *id, *exit, &mut answer),
             Event::Reload { rules, changed, retire } => {
-                self.rules = rules.clone();
+                self.rules = Rules::clone(rules);
                 if *changed && !rules.compat {
                     self.forgive();
                 }

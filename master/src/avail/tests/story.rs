@@ -68,5 +68,5 @@ pub(super) fn path() -> String {
 }
 
 pub(super) fn reload(rules: Rules, changed: bool, retire: bool) -> Event {
-    Event::Reload { rules, changed, retire }
+    Event::Reload { rules: rules.into(), changed, retire }
 }

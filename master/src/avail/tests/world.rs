@@ -104,7 +104,9 @@ impl World {
                 self.now = self.now + time;
                 return;
             }
-            Step::Reload { rules, changed, retire } => Event::Reload { rules, changed, retire },
+            Step::Reload { rules, changed, retire } => {
+                Event::Reload { rules: rules.into(), changed, retire }
+            }
             Step::Remove(grace) => Event::Remove(grace),
             Step::Reset => Event::Reset,
         };
