@@ -19,7 +19,8 @@ use std::path::PathBuf;
 use std::process::{self, ExitCode};
 use std::time::Duration;
 
-use nix::poll::PollTimeout;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::unistd::{chdir, write};
 
@@ -35,6 +36,7 @@ use crate::main_cf::MainCf;
 use crate::params::CommonParams;
 use crate::status::{Availability, StatusRecord};
 use crate::sys;
+use crate::watchdog;
 
 /// Where main.cf is when nothing says otherwise.
 pub const CONFIG_DIRECTORY: &str = "/etc/belfry";
@@ -191,17 +193,54 @@ impl Configured {
 }
 
 impl Jailed {
-    /// How long to wait for a client; 0 in the parameter is for ever (Q04).
-    pub(crate) fn idle_limit(&self) -> PollTimeout {
-        match self.common.max_idle {
+    /// Waits for clients and serves one after the other, until the master has gone or wants this
+    /// worker to end, nobody comes for max_idle, max_use were served, or `serve` says so.
+    ///
+    /// # Errors
+    /// No client can be taken any more.
+    pub(crate) fn one_by_one<C>(
+        &self,
+        status: &Status,
+        take: impl Fn(BorrowedFd<'_>) -> Result<Option<C>, Fault>,
+        mut serve: impl FnMut(C) -> bool,
+    ) -> Result<(), Fault> {
+        // 0 in a parameter is no limit (Q04).
+        let idle = match self.common.max_idle {
             Duration::ZERO => PollTimeout::NONE,
             limit => PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX),
+        };
+        let most = Some(self.common.max_use).filter(|&n| n > 0).unwrap_or(u64::MAX);
+        let mut used = 0;
+        while used < most {
+            let mut fds = vec![PollFd::new(status.as_fd(), PollFlags::POLLIN)];
+            fds.extend(self.listen.iter().map(|l| PollFd::new(l.as_fd(), PollFlags::POLLIN)));
+            match poll(&mut fds, idle) {
+                Ok(0) => return Ok(()),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Fault::io("poll", &errno.into())),
+            }
+            let is_ready = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
+            // It has no client, so nobody loses by its end (Q03).
+            if is_ready(&fds[0]) {
+                return Ok(());
+            }
+            // One at a time: what the master says meanwhile comes before the next client.
+            // The search begins at another socket each time, so that none waits for a busier one.
+            let sockets = self.listen.len();
+            let turn = usize::try_from(used).unwrap_or(0);
+            let mut order = (0..sockets).map(|n| (n + turn) % sockets);
+            let Some(at) = order.find(|&n| is_ready(&fds[1 + n])) else { continue };
+            let Some(client) = take(self.listen[at].as_fd())? else { continue };
+            status.taken();
+            watchdog::start(self.common.daemon_timeout);
+            let goes_on = serve(client);
+            watchdog::stop();
+            used += 1;
+            if !status.available() || !goes_on {
+                return Ok(());
+            }
         }
-    }
-
-    /// Whether another client may come after so many; 0 in the parameter is no limit (Q04).
-    pub(crate) const fn may_serve(&self, used: u64) -> bool {
-        self.common.max_use == 0 || used < self.common.max_use
+        Ok(())
     }
 }
 

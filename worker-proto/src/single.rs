@@ -1,16 +1,12 @@
 //! single - a worker that serves one client at a time
 
-use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::process::ExitCode;
-
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::client::Client;
 use crate::diagnostic::Fault;
 use crate::server::{self, Configured, Jailed, Limit};
 use crate::sys;
-use crate::watchdog;
 
 /// What a program does with its clients.
 pub trait Single: Sized {
@@ -51,39 +47,12 @@ impl Jailed {
             service.serve(client);
             return Ok(());
         };
-        let idle = self.idle_limit();
-        let mut used = 0;
-        while self.may_serve(used) && !service.wants_to_end() {
-            let mut fds = vec![PollFd::new(status.as_fd(), PollFlags::POLLIN)];
-            fds.extend(self.listen.iter().map(|l| PollFd::new(l.as_fd(), PollFlags::POLLIN)));
-            match poll(&mut fds, idle) {
-                Ok(0) => return Ok(()),
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(Fault::io("poll", &errno.into())),
-            }
-            // The master has gone or wants this worker to end; it has no client (Q03).
-            if fds[0].any().unwrap_or(false) {
-                return Ok(());
-            }
-            let ready: Vec<bool> = fds[1..].iter().map(|fd| fd.any().unwrap_or(false)).collect();
-            for (listen, _) in self.listen.iter().zip(ready).filter(|(_, ready)| *ready) {
-                let accepted = Client::accept(listen.as_fd(), self.transport);
-                match accepted {
-                    Ok(None) => {}
-                    Ok(Some(client)) => {
-                        status.taken();
-                        watchdog::start(self.common.daemon_timeout);
-                        service.serve(client);
-                        watchdog::stop();
-                        used += 1;
-                        if !status.available() {
-                            return Ok(());
-                        }
-                    }
-                    Err(e) => return Err(Fault::io("accept connection", &e)),
-                }
-            }
-        }
-        Ok(())
+        let take = |listen: BorrowedFd<'_>| {
+            Client::accept(listen, self.transport).map_err(|e| Fault::io("accept connection", &e))
+        };
+        self.one_by_one(status, take, |client| {
+            service.serve(client);
+            !service.wants_to_end()
+        })
     }
 }

@@ -3,19 +3,17 @@
 //! A request is a few bytes; what they do not know, services ignore (Q10).
 
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, poll};
 use nix::unistd::read;
 
 use crate::abi::{TRIGGER_BUF, Transport};
 use crate::client::Client;
 use crate::diagnostic::Fault;
 use crate::server::{self, Configured, Jailed, Limit};
-use crate::watchdog;
 
 /// What a program does when it is told.
 pub trait Trigger: Sized {
@@ -51,33 +49,11 @@ impl Jailed {
             let cause = "a trigger service has no client to serve";
             return Err(Fault::new("option -S", cause));
         };
-        let idle = self.idle_limit();
-        let mut used = 0;
-        while self.may_serve(used) {
-            let mut fds = vec![PollFd::new(status.as_fd(), PollFlags::POLLIN)];
-            fds.extend(self.listen.iter().map(|l| PollFd::new(l.as_fd(), PollFlags::POLLIN)));
-            match poll(&mut fds, idle) {
-                Ok(0) => return Ok(()),
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(Fault::io("poll", &errno.into())),
-            }
-            if fds[0].any().unwrap_or(false) {
-                return Ok(());
-            }
-            let ready: Vec<bool> = fds[1..].iter().map(|fd| fd.any().unwrap_or(false)).collect();
-            for (listen, _) in self.listen.iter().zip(ready).filter(|(_, ready)| *ready) {
-                let Some(bytes) = take(listen.as_fd(), self.transport)? else { continue };
-                status.taken();
-                watchdog::start(self.common.daemon_timeout);
-                service.request(&bytes);
-                watchdog::stop();
-                used += 1;
-                if !status.available() {
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
+        let take = |listen: BorrowedFd<'_>| take(listen, self.transport);
+        self.one_by_one(status, take, |bytes: Vec<u8>| {
+            service.request(&bytes);
+            true
+        })
     }
 }
 
