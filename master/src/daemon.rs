@@ -133,6 +133,7 @@ fn run(options: &Options, name: &str, words: &[OsString]) -> Result<ExitCode, Re
         program,
         exit_after: options.exit_after,
     };
+    let debugger_command = config.master.debugger_command.clone();
     let strict = config.master.strict_start;
     let mut master = Master::new(birth, config, strict).map_err(|faults| {
         for fault in faults {
@@ -148,9 +149,23 @@ fn run(options: &Options, name: &str, words: &[OsString]) -> Result<ExitCode, Re
     }
     detach(options)?;
     monitor::notify(&format!("READY=1\nMAINPID={}", process::id()));
+    let debugger = options.debugger || env::var_os("MAIL_DEBUG").is_some();
+    if debugger && let Err(fault) = start_debugger(&debugger_command) {
+        Notice::Trouble { text: fault.to_string() }.log();
+    }
     let end = master.run();
     drop((master, locks));
     Ok(finish(end, options, session))
+}
+
+/// Runs the command that is to look at this process (A04). Its end is seen with that of the workers.
+fn start_debugger(command: &str) -> Result<(), Fault> {
+    let fault = |cause: &str| Fault::new("debugger_command", cause);
+    if command.is_empty() {
+        return Err(fault("it is empty"));
+    }
+    let started = process::Command::new("/bin/sh").args(["-c", command]).spawn();
+    started.map(drop).map_err(|e| fault(&sys::errno_text(&e)))
 }
 
 /// Takes both locks (B01, B02).

@@ -46,9 +46,10 @@ pub fn master() -> String {
         .item("SIGHUP", "Read main.cf and master.cf again, as `belfry reload` does.")
         .item("SIGTERM, SIGINT, SIGQUIT", "End, and all workers with it.");
     page.heading("RELOAD").say(
-        "Both files are read and checked, and the sockets of new services are opened, before anything \
-         changes. If any of that fails the running table stays in force and every error is logged. \
-         Then workers of the old table finish the client they have and end; no connection that was \
+        "Both files are read and checked before anything changes. With an error the running table \
+         stays in force and every error is logged. A socket that cannot be opened, such as a port that \
+         is in use, is the trouble of its service alone: `belfry status` shows it as bind-failed, and it \
+         is tried again. Workers of the old table finish the client they have and end; no connection that was \
          accepted is lost, and clients of a service that stays see no closed socket.",
     );
     page.heading("FAILING WORKERS").say(
@@ -188,7 +189,7 @@ pub fn main_cf(more: &[(&str, &[ParamInfo])]) -> String {
 const STATES: &[(&str, &str)] = &[
     ("up", "All is well."),
     ("stress", "Its workers are told of stress; see master(8)."),
-    ("at-limit", "All workers it may have are busy, and clients wait."),
+    ("at-limit", "All workers it may have are busy."),
     ("throttled", "Its workers fail; the note says when the next one is tried."),
     ("bind-failed", "A socket could not be opened; the note says why and when it is tried again."),
     ("stopping", "It was removed and its last workers are ending."),

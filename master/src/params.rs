@@ -40,7 +40,8 @@ worker_proto::params! {
         /// Below which the control groups of services with cgroup limits are made; it must be
         /// delegated to the master (systemd: Delegate=yes). Empty: those limits are not set.
         cgroup_root: Text = "";
-        /// The command that -D runs; not used by the shipped workers.
+        /// The command that the master runs with -D, by /bin/sh, when it serves; `$process_name` and
+        /// `$process_id` are its own.
         debugger_command: Text = "";
     }
 }

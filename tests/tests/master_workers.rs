@@ -263,3 +263,24 @@ fn limits_of_a_service_are_set_before_its_program_runs() {
     assert!(report["fds"].ends_with("5=socket 6=socket"), "{}", report["fds"]);
     instance.finish(&[]);
 }
+
+#[test]
+fn a04_dash_capital_d_runs_the_debugger_command_on_the_master() {
+    let mut instance = Instance::bare();
+    let trace = instance.root().join("debugger");
+    let command = format!("echo $process_name $process_id >{}", trace.display());
+    instance
+        .parameter("debugger_command", &command)
+        .service("a unix n n n - 3 probe_worker")
+        .write();
+    let mut master = instance.command("master").args(["-D", "-e", "30"]).spawn().unwrap();
+    let want = format!("master {}\n", master.id());
+    wait::until("the debugger", wait::LONG, || {
+        (std::fs::read_to_string(&trace).unwrap_or_default() == want).then_some(())
+    });
+    belfry_tests::process::Process::read(i32::try_from(master.id()).unwrap())
+        .unwrap()
+        .signal(nix::sys::signal::Signal::SIGTERM);
+    master.wait().unwrap();
+    instance.finish(&[]);
+}

@@ -91,6 +91,8 @@ impl MainCf {
     pub fn parse(file: &str, text: &str) -> (Self, Vec<Diagnostic>) {
         let mut main_cf = Self { file: file.to_owned(), ..Self::default() };
         main_cf.builtins.insert("myhostname", host_name());
+        main_cf.builtins.insert("process_id", std::process::id().to_string());
+        main_cf.builtins.insert("process_name", program_name());
         let mut diagnostics = Vec::new();
         for line in logical::lines(text) {
             match main_cf.entry(&line) {
@@ -219,6 +221,12 @@ fn trimmed(text: &str, range: Range<usize>) -> Range<usize> {
     let part = &text[range.clone()];
     let start = range.start + (part.len() - part.trim_start().len());
     start..start + part.trim().len()
+}
+
+/// The program's name, without its directory.
+fn program_name() -> String {
+    let path = std::env::args_os().next().unwrap_or_default();
+    Path::new(&path).file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
 }
 
 /// The host's name, with a domain (RFC 5321 section 2.3.5 wants one in EHLO).
