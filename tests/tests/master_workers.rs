@@ -50,6 +50,26 @@ fn h01_several_sockets_come_in_the_order_of_the_addresses() {
 }
 
 #[test]
+fn h01_a_service_with_thirty_listen_sockets() {
+    let mut instance = Instance::bare();
+    let port = net::free_port();
+    let addresses: Vec<_> = (1..=30).map(|n| format!("127.0.0.{n}")).collect();
+    instance.parameter("inet_interfaces", &addresses.join(" "));
+    instance.service(&format!("{port} inet n n n - 2 probe_worker")).start();
+    let report = Probe::tcp(port).unwrap().report().unwrap();
+    assert!(report["argv"].ends_with("|-s|30"), "{}", report["argv"]);
+    let sockets: Vec<_> = (5..36).map(|n| format!("{n}=socket")).collect();
+    assert!(report["fds"].ends_with(&sockets.join(" ")), "{}", report["fds"]);
+    let master = format!("/proc/{}/fd", instance.master_pid());
+    let low = std::fs::read_dir(master).unwrap().flatten();
+    let low = low.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    let mut low: Vec<_> = low.filter(|&n| n < worker_proto::sys::HIGH_FD).collect();
+    low.sort_unstable();
+    assert_eq!(low, [0, 1, 2, 3, 4], "a worker's numbers are free in the master");
+    instance.finish(&[]);
+}
+
+#[test]
 fn i01_i03_a_worker_serves_one_client_after_the_other() {
     let (mut instance, port) = probe("n n - 3 probe_worker");
     instance.start();
