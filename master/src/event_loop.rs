@@ -85,7 +85,8 @@ pub struct Master {
     birth: Birth,
     config: Config,
     sources: Sources,
-    services: BTreeMap<ServiceId, Service>,
+    /// Boxed: the map's nodes are half empty when its keys come in order.
+    services: BTreeMap<ServiceId, Box<Service>>,
     by_key: HashMap<Key, ServiceId>,
     pids: HashMap<i32, (ServiceId, crate::avail::WorkerId)>,
     timers: Timers<Timer>,

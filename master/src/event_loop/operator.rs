@@ -109,7 +109,8 @@ impl Master {
 
     fn rows(&self, now: Time, name: Option<&str>) -> Vec<Row> {
         let wanted = |s: &&Service| name.is_none_or(|n| has_name(s, n));
-        self.services.values().filter(wanted).map(|service| row(now, service)).collect()
+        let services = self.services.values().map(Box::as_ref).filter(wanted);
+        services.map(|service| row(now, service)).collect()
     }
 }
 

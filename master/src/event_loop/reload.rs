@@ -239,7 +239,7 @@ impl Master {
                 Notice::BindFailed { ext_name, name, reason: fault.to_string() }.log();
             }
         }
-        self.services.insert(id, service);
+        self.services.insert(id, Box::new(service));
         id
     }
 

@@ -35,7 +35,8 @@ pub(super) struct Service {
     pub(super) wants_listen: bool,
     pub(super) workers: HashMap<WorkerId, Live>,
     pub(super) unbound: Option<Unbound>,
-    image: Option<SpawnImage>,
+    /// Made with the first worker; most services of a large table never have one.
+    image: Option<Box<SpawnImage>>,
 }
 
 /// A worker's process.
@@ -113,7 +114,7 @@ impl Service {
         let listen: Vec<BorrowedFd<'_>> = self.listeners.iter().map(AsFd::as_fd).collect();
         let image = match &mut self.image {
             Some(image) => image,
-            empty => empty.insert(image(&self.configured, birth, config)?),
+            empty => empty.insert(Box::new(image(&self.configured, birth, config)?)),
         };
         let spawned =
             image.spawn(stack, generation, stress, status.as_fd(), &listen, birth.files)?;
