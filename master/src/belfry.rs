@@ -15,10 +15,10 @@ use worker_proto::abi::CONFIG_ENV;
 use worker_proto::clock::Time;
 use worker_proto::diagnostic::Fault;
 use worker_proto::getopt;
+use worker_proto::server::CONFIG_DIRECTORY;
 
 use crate::config::{self, Config, Problems};
 use crate::control;
-use crate::daemon::CONFIG_DIRECTORY;
 use crate::layout;
 use crate::lock;
 use crate::names::Names;

@@ -16,6 +16,7 @@ use nix::unistd::{chdir, geteuid, getpid, getuid, setsid};
 use worker_proto::abi::{CONFIG_ENV, VERBOSE_ENV};
 use worker_proto::diagnostic::Fault;
 use worker_proto::log::{self, Sink};
+use worker_proto::server::CONFIG_DIRECTORY;
 use worker_proto::sys;
 
 use crate::cli::Options;
@@ -28,8 +29,6 @@ use crate::notice::Notice;
 use crate::plan::{self, Flags};
 use crate::stage2;
 
-/// Where main.cf is when nothing says otherwise.
-pub const CONFIG_DIRECTORY: &str = "/etc/belfry";
 /// Resolves the names that follow and prints their addresses; for the master itself.
 pub const RESOLVE_OPTION: &str = "--resolve";
 

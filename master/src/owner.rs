@@ -3,8 +3,9 @@
 //! What is made for the workers belongs to `mail_owner`, from its first moment on: the effective ids
 //! are changed around the call, as no later chown(2) is as safe in a directory that account owns.
 
-use nix::unistd::{Gid, Uid, User, getegid, geteuid, setegid, seteuid};
+use nix::unistd::{Gid, Uid, getegid, geteuid, setegid, seteuid};
 use worker_proto::diagnostic::Fault;
+use worker_proto::jail::mail_owner;
 
 /// User and group of `mail_owner`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,15 +22,8 @@ impl Owner {
     /// # Errors
     /// There is none of that name, or it is the superuser.
     pub fn named(name: &str) -> Result<Self, Fault> {
-        let subject = format!("parameter mail_owner: user \"{name}\"");
-        match User::from_name(name) {
-            Ok(Some(user)) if user.uid.is_root() => {
-                Err(Fault::new(subject, "must not be the superuser"))
-            }
-            Ok(Some(user)) => Ok(Self { uid: user.uid, gid: user.gid }),
-            Ok(None) => Err(Fault::new(subject, "no such account")),
-            Err(errno) => Err(Fault::io(subject, &errno.into())),
-        }
+        let user = mail_owner(name)?;
+        Ok(Self { uid: user.uid, gid: user.gid })
     }
 
     /// Runs a piece of work with the account's effective ids. A master that is not root (tests)

@@ -27,7 +27,7 @@ impl Jail<'_> {
         if !getuid().is_root() {
             return Ok(());
         }
-        let user = self.user.map(look_up).transpose()?;
+        let user = self.user.map(mail_owner).transpose()?;
         if let Some(user) = &user {
             let name = std::ffi::CString::new(user.name.clone()).unwrap_or_default();
             initgroups(&name, user.gid).map_err(|e| Fault::io("initgroups", &e.into()))?;
@@ -48,8 +48,11 @@ impl Jail<'_> {
     }
 }
 
-/// The passwd file is outside the jail, so it is asked first.
-fn look_up(name: &str) -> Result<User, Fault> {
+/// The account that `mail_owner` names. The passwd file is outside the jail, so it is asked first.
+///
+/// # Errors
+/// There is none of that name, or it is the superuser.
+pub fn mail_owner(name: &str) -> Result<User, Fault> {
     let subject = format!("parameter mail_owner: user \"{name}\"");
     match User::from_name(name) {
         Ok(Some(user)) if user.uid.is_root() => {

@@ -128,12 +128,6 @@ impl MainCf {
         self.value(name).ok().flatten().map(|v| v.text)
     }
 
-    /// Whether the file or an override sets a parameter.
-    #[must_use]
-    pub fn is_set(&self, name: &str) -> bool {
-        self.overrides.contains_key(name) || self.entries.contains_key(name)
-    }
-
     /// Names that the file sets, in no order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)

@@ -6,8 +6,9 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::Path;
 
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{User, getuid, setegid, seteuid};
+use nix::unistd::{getuid, setegid, seteuid};
 use worker_proto::diagnostic::Fault;
+use worker_proto::jail::mail_owner;
 use worker_proto::params::CommonParams;
 use worker_proto::server::Configured;
 
@@ -24,11 +25,7 @@ pub(super) type Owner = (u32, u32);
 
 /// Makes the queue's directories where they are missing, as under another master than ours.
 pub(super) fn directories(common: &CommonParams) -> Result<Owner, Fault> {
-    let name = &common.mail_owner;
-    let user = User::from_name(name).ok().flatten();
-    let user = user.ok_or_else(|| {
-        Fault::new(format!("parameter mail_owner: user \"{name}\""), "no such account")
-    })?;
+    let user = mail_owner(&common.mail_owner)?;
     let owner = (user.uid.as_raw(), user.gid.as_raw());
     for (path, mode) in [(STORE, 0o700), (maildrop::DIRECTORY, 0o1730)] {
         make(Path::new(path), mode, owner)?;
