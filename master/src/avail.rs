@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use worker_proto::clock::Time;
 use worker_proto::status::Availability;
 
@@ -31,7 +32,7 @@ const PULSE: Duration = Duration::from_secs(1000);
 const NO_WORK: Duration = Duration::from_secs(1);
 
 /// The process creation policy of one service.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Pool {
     rules: Rc<Rules>,
     workers: BTreeMap<WorkerId, Worker>,
@@ -41,12 +42,15 @@ pub struct Pool {
     limit_noticed: Option<Time>,
     stopping: Option<Stopping>,
     stats: Stats,
-    /// What the loop was last told.
+    /// What the loop was last told. A pool that another process goes on with begins anew with it:
+    /// [`Pool::start`].
+    #[serde(skip)]
     listening: bool,
+    #[serde(skip)]
     timer: Option<Time>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Stopping {
     Grace(Time),
     Term(Time),
@@ -129,7 +133,7 @@ impl Pool {
 
     /// The rules in force.
     #[must_use]
-    pub fn rules(&self) -> &Rules {
+    pub const fn rules(&self) -> &Rc<Rules> {
         &self.rules
     }
 

@@ -44,6 +44,11 @@ pub const COMMANDS: &[(&str, &str)] = &[
       status is 1. With `--changed` only the workers of services that have changed are renewed.",
     ),
     (
+        "upgrade",
+        "Let the installed master go on in the place of the running one: same process, sockets, workers and \
+      clients; then as `reload`. It is asked first whether it can, and if not nothing changes.",
+    ),
+    (
         "status",
         "Say whether it runs, and show every service; with a name, its workers as well. `--json` \
       prints one object a line.",
@@ -128,6 +133,7 @@ fn run(request: &Request) -> Outcome {
         ("stop", []) => stop(request),
         ("abort", []) => abort(request),
         ("reload", [] | ["--changed"]) => reload(request, &words),
+        ("upgrade", []) => upgrade(request),
         ("status", _) => status(request, &words),
         ("metrics", []) => relay(request, "metrics"),
         ("reset", [name]) => relay(request, &format!("reset {name}")),
@@ -249,6 +255,14 @@ fn reload(request: &Request, words: &[&str]) -> Outcome {
     let config = running(request)?;
     say("refreshing the Belfry mail system");
     ask(&config, ["reload"].iter().chain(words).copied().collect::<Vec<_>>().join(" ").as_str())
+}
+
+fn upgrade(request: &Request) -> Outcome {
+    superuser()?;
+    let queue = running(request)?;
+    let config = read(request, None, &Names::asking())?;
+    say("upgrading the Belfry mail system");
+    ask(&queue, &format!("upgrade {}", config.common.daemon_directory.join("master").display()))
 }
 
 fn status(request: &Request, words: &[&str]) -> Outcome {

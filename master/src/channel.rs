@@ -45,6 +45,12 @@ impl Channel {
         Ok((Self { fd: sys::set_high(ours)? }, sys::set_high(theirs)?))
     }
 
+    /// The master's end of a pair that another program has made in this process.
+    #[must_use]
+    pub const fn adopt(fd: OwnedFd) -> Self {
+        Self { fd }
+    }
+
     /// Reads one message, without waiting.
     #[must_use]
     pub fn read(&self) -> Read {

@@ -91,6 +91,12 @@ impl Options {
         Ok(options)
     }
 
+    /// Whether the master is to lead a session of its own (A13).
+    #[must_use]
+    pub const fn leads_session(&self) -> bool {
+        !(self.init || self.debug || self.debugger)
+    }
+
     /// The usage line.
     #[must_use]
     pub fn usage(problem: &str) -> String {

@@ -26,6 +26,8 @@ use crate::table::{self, Context, Disabled};
 pub struct Config {
     /// Where it was read.
     pub directory: PathBuf,
+    /// The text of main.cf: what this process hands over to the one that goes on in its place.
+    pub main_cf: String,
     /// Parameters of every program.
     pub common: CommonParams,
     /// Parameters of the master.
@@ -82,7 +84,8 @@ impl fmt::Display for Problems {
 /// # Errors
 /// Everything that is wrong with the files.
 pub fn read(directory: &Path, table: Option<&Path>, names: &Names) -> Result<Config, Problems> {
-    let (mut main_cf, diagnostics) = MainCf::load(directory)?;
+    let main_cf_text = MainCf::text(directory)?;
+    let (mut main_cf, diagnostics) = MainCf::of(directory, &main_cf_text);
     let mut problems = Problems { diagnostics, faults: Vec::new() };
     // Wrong parameters do not keep master.cf from being read: it is checked against the defaults.
     let common = keep(CommonParams::read(&mut main_cf), &mut problems.diagnostics)
@@ -127,6 +130,7 @@ pub fn read(directory: &Path, table: Option<&Path>, names: &Names) -> Result<Con
     match owner {
         Some(owner) if problems.count() == 0 => Ok(Config {
             directory: directory.to_path_buf(),
+            main_cf: main_cf_text,
             common,
             master,
             owner,
@@ -135,6 +139,21 @@ pub fn read(directory: &Path, table: Option<&Path>, names: &Names) -> Result<Con
         }),
         _ => Err(problems),
     }
+}
+
+/// The configuration of a running master without its services, from the text of its main.cf.
+///
+/// # Errors
+/// Everything that is wrong with it: it was right for the program that ran with it until now.
+pub fn running(directory: &Path, main_cf_text: String) -> Result<Config, Problems> {
+    let (mut main_cf, warnings) = MainCf::of(directory, &main_cf_text);
+    let problems = |diagnostics| Problems { diagnostics, faults: Vec::new() };
+    let common = CommonParams::read(&mut main_cf).map_err(problems)?;
+    let master = MasterParams::read(&mut main_cf).map_err(problems)?;
+    let owner = Owner::named(&common.mail_owner)?;
+    let directory = directory.to_path_buf();
+    let services = Vec::new();
+    Ok(Config { directory, main_cf: main_cf_text, common, master, owner, services, warnings })
 }
 
 impl Config {

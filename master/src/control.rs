@@ -7,12 +7,13 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 use mio::Token;
+use serde::{Deserialize, Serialize};
 use worker_proto::diagnostic::Fault;
 use worker_proto::sys;
 
@@ -41,6 +42,8 @@ pub struct Client {
     input: Vec<u8>,
     output: Vec<u8>,
     asked: bool,
+    /// What comes before the text of the answer.
+    pub preface: String,
 }
 
 /// How far a client is.
@@ -54,7 +57,46 @@ pub enum Progress {
     Done,
 }
 
+/// A client as one program hands it over to the next.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields of Client")]
+pub struct SavedClient {
+    pub number: u64,
+    pub fd: RawFd,
+    pub input: Vec<u8>,
+    pub output: Vec<u8>,
+    pub asked: bool,
+}
+
 impl Control {
+    /// Goes on with a socket and clients that another program had.
+    ///
+    /// # Errors
+    /// A descriptor is not open.
+    pub fn adopt(listener: RawFd, clients: &[SavedClient]) -> io::Result<Self> {
+        let listener = UnixListener::from(sys::take_fd(listener)?);
+        let adopt = |saved: &SavedClient| -> io::Result<(u64, Client)> {
+            let stream = UnixStream::from(sys::take_fd(saved.fd)?);
+            let (input, output) = (saved.input.clone(), saved.output.clone());
+            let asked = saved.asked;
+            Ok((saved.number, Client { input, output, asked, ..Client::new(stream) }))
+        };
+        Ok(Self { listener, clients: clients.iter().map(adopt).collect::<Result<_, _>>()? })
+    }
+
+    /// The clients, for the program that goes on in this one's place.
+    #[must_use]
+    pub fn save(&self) -> Vec<SavedClient> {
+        let save = |(number, client): (&u64, &Client)| SavedClient {
+            number: *number,
+            fd: client.stream.as_raw_fd(),
+            input: client.input.clone(),
+            output: client.output.clone(),
+            asked: client.asked,
+        };
+        self.clients.iter().map(save).collect()
+    }
+
     /// Opens the socket; the queue directory is the working directory.
     ///
     /// # Errors
@@ -83,14 +125,17 @@ impl Control {
         let (stream, _) = self.listener.accept().ok()?;
         let stream = UnixStream::from(sys::set_high(OwnedFd::from(stream)).ok()?);
         stream.set_nonblocking(true).ok()?;
-        let client =
-            Client { stream, token: None, input: Vec::new(), output: Vec::new(), asked: false };
-        Some(self.clients.entry(number).or_insert(client))
+        Some(self.clients.entry(number).or_insert(Client::new(stream)))
     }
 
     /// A client.
     pub fn client(&mut self, number: u64) -> Option<&mut Client> {
         self.clients.get_mut(&number)
+    }
+
+    /// The clients.
+    pub fn clients(&self) -> impl Iterator<Item = (u64, &Client)> {
+        self.clients.iter().map(|(number, client)| (*number, client))
     }
 
     /// Forgets a client.
@@ -106,6 +151,17 @@ impl AsFd for Control {
 }
 
 impl Client {
+    const fn new(stream: UnixStream) -> Self {
+        Self {
+            stream,
+            token: None,
+            input: Vec::new(),
+            output: Vec::new(),
+            asked: false,
+            preface: String::new(),
+        }
+    }
+
     /// Reads and writes what it can.
     pub fn advance(&mut self) -> Progress {
         if !self.output.is_empty() {
@@ -145,7 +201,7 @@ impl Client {
 
     /// Gives the answer; [`Client::advance`] writes it.
     pub fn answer(&mut self, code: u8, text: &str) {
-        self.output = format!("{code}\n{text}").into_bytes();
+        self.output = format!("{code}\n{}{text}", self.preface).into_bytes();
     }
 
     /// Whether there is an answer to write.

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::{self, ExitCode};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{chdir, geteuid, getpid, getuid, setsid};
 use worker_proto::abi::{CONFIG_ENV, VERBOSE_ENV};
@@ -27,28 +27,38 @@ use crate::monitor;
 use crate::names::{self, Names};
 use crate::notice::Notice;
 use crate::plan::{self, Flags};
+use crate::resume;
 use crate::stage2;
-
-/// Resolves the names that follow and prints their addresses; for the master itself.
-pub const RESOLVE_OPTION: &str = "--resolve";
 
 /// Runs `master` with its whole command line.
 #[must_use]
 pub fn main(words: &[OsString]) -> ExitCode {
     match words.get(1).and_then(|w| w.to_str()) {
         Some(stage2::OPTION) => return second_stage(&words[2..]),
-        Some(RESOLVE_OPTION) => return resolve(&words[2..]),
+        Some(names::RESOLVE_OPTION) => return resolve(&words[2..]),
+        Some(resume::CHECK_OPTION) => return resume::check(),
         _ => {}
     }
     let name = words.first().map(PathBuf::from).unwrap_or_default();
     let name =
         name.file_name().map_or_else(|| "master".into(), |n| n.to_string_lossy().into_owned());
     let _ = log::init(&format!("belfry/{name}"), false, &Sink::Stderr);
+    // What comes after the options of an upgrade is the command line as it was.
+    let (successor, words) = match words {
+        [first, option, state, rest @ ..] if option == resume::OPTION => {
+            (Some(state), [std::slice::from_ref(first), rest].concat())
+        }
+        words => (None, words.to_vec()),
+    };
     let options = match Options::parse(words.iter().skip(1).cloned()) {
         Ok(options) => options,
         Err(problem) => return fatal(&Options::usage(&problem)),
     };
-    match run(&options, &name, &words[1..]) {
+    let outcome = match successor {
+        Some(state) => go_on(&options, &name, &words, state),
+        None => run(&options, &name, &words),
+    };
+    match outcome {
         Ok(code) => code,
         Err(Refusal::Fault(fault)) => fatal(&fault.to_string()),
         Err(Refusal::Told) => ExitCode::FAILURE,
@@ -79,6 +89,8 @@ fn run(options: &Options, name: &str, words: &[OsString]) -> Result<ExitCode, Re
         .clone()
         .or_else(|| env::var_os(CONFIG_ENV).map(PathBuf::from))
         .unwrap_or_else(|| CONFIG_DIRECTORY.into());
+    // The working directory changes below.
+    let directory = std::path::absolute(&directory).unwrap_or(directory);
     if !(getuid().is_root() && geteuid().is_root()) {
         let cause = "the master command is reserved for the superuser";
         return Err(Fault::new("uid is not 0", cause).into());
@@ -86,7 +98,7 @@ fn run(options: &Options, name: &str, words: &[OsString]) -> Result<ExitCode, Re
     let program = env::current_exe().map_err(|e| Fault::io("find this program", &e))?;
     let monitored = env::var_os(monitor::WAITED_FOR).is_some();
     if options.wait && !monitored {
-        return Ok(monitor::start_and_wait(&program, words)?);
+        return Ok(monitor::start_and_wait(&program, &words[1..])?);
     }
     umask(Mode::from_bits_truncate(0o077));
     sys::ignore_signal(Signal::SIGPIPE).map_err(|e| Fault::io("ignore SIGPIPE", &e))?;
@@ -95,8 +107,7 @@ fn run(options: &Options, name: &str, words: &[OsString]) -> Result<ExitCode, Re
         return Err(Fault::new("option -i", "the master is not process 1").into());
     }
     let files = raise_file_limit()?;
-    let session = !(options.init || options.debug || options.debugger);
-    if session && setsid().is_err() && nix::unistd::getsid(None) != Ok(getpid()) {
+    if options.leads_session() && setsid().is_err() && nix::unistd::getsid(None) != Ok(getpid()) {
         return Err(Fault::new("setsid", "cannot become a session leader").into());
     }
     let read = config::read(&directory, None, &Names::asking());
@@ -124,17 +135,16 @@ fn run(options: &Options, name: &str, words: &[OsString]) -> Result<ExitCode, Re
     for warning in &config.warnings {
         Notice::OddConfig { text: warning.to_string() }.log();
     }
-    let environment = worker_environment(&config);
     let birth = Birth {
         flags: Flags { debug: options.debug, verbose },
         files,
-        environment,
+        environment: worker_environment(&config),
         program,
-        exit_after: options.exit_after,
+        words: words.to_vec(),
+        locks,
     };
     let debugger_command = config.master.debugger_command.clone();
-    let strict = config.master.strict_start;
-    let mut master = Master::new(birth, config, strict).map_err(|faults| {
+    let master = Master::new(birth, config, options.exit_after).map_err(|faults| {
         for fault in faults {
             Notice::CannotStart { reason: fault.to_string() }.log();
         }
@@ -152,9 +162,41 @@ fn run(options: &Options, name: &str, words: &[OsString]) -> Result<ExitCode, Re
     if debugger && let Err(fault) = start_debugger(&debugger_command) {
         Notice::Trouble { text: fault.to_string() }.log();
     }
+    Ok(serve(master, options))
+}
+
+/// Goes on in the place of another program (W22): there is nothing to set up and nobody to tell but
+/// the log.
+fn go_on(
+    options: &Options,
+    name: &str,
+    words: &[OsString],
+    state: &OsString,
+) -> Result<ExitCode, Refusal> {
+    let (snapshot, config) = resume::take(state)?;
+    let verbose = options.verbose || env::var_os(VERBOSE_ENV).is_some();
+    resume::log_as_before(&config, name, verbose);
+    let lock = |fd| Lock::adopt(fd).map_err(|e| Fault::io("keep the locks", &e));
+    let [first, second] = snapshot.locks;
+    let birth = Birth {
+        flags: Flags { debug: options.debug, verbose },
+        files: snapshot.files,
+        environment: worker_environment(&config),
+        program: env::current_exe().map_err(|e| Fault::io("find this program", &e))?,
+        words: words.to_vec(),
+        locks: (lock(first)?, lock(second)?),
+    };
+    let master = Master::resume(birth, config, snapshot)?;
+    // Signals have waited since before this program began.
+    SigSet::all().thread_unblock().map_err(|e| Fault::io("sigprocmask", &e.into()))?;
+    Ok(serve(master, options))
+}
+
+/// Serves to the end. The locks last until the master is gone.
+fn serve(mut master: Master, options: &Options) -> ExitCode {
     let end = master.run();
-    drop((master, locks));
-    Ok(finish(end, options, session))
+    drop(master);
+    finish(end, options)
 }
 
 /// Runs the command that is to look at this process (A04). Its end is seen with that of the workers.
@@ -218,14 +260,14 @@ fn detach(options: &Options) -> Result<(), Fault> {
 
 /// Ends as asked for: by the same signal that ended the loop (P01). What is left of the session gets
 /// SIGTERM.
-fn finish(end: End, options: &Options, session: bool) -> ExitCode {
+fn finish(end: End, options: &Options) -> ExitCode {
     let End::Signal(number) = end else {
         return ExitCode::SUCCESS;
     };
     if options.init {
         return ExitCode::SUCCESS;
     }
-    if session {
+    if options.leads_session() {
         // Ignored here first: the group has this process in it.
         let _ = sys::ignore_signal(Signal::SIGTERM);
         let _ = nix::sys::signal::killpg(getpid(), Signal::SIGTERM);

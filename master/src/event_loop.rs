@@ -5,6 +5,7 @@
 //! happens after the start ends the master but a signal, `-e`, or its own watchdog.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use worker_proto::sys::{ChildStack, HIGH_FD};
 use crate::avail::{Action, Event};
 use crate::config::Config;
 use crate::control::Control;
+use crate::lock::Lock;
 use crate::monitor;
 use crate::notice::Notice;
 use crate::plan::Flags;
@@ -29,16 +31,19 @@ use crate::signal::Signals;
 use crate::timer::Timers;
 use crate::trigger::{self, Trigger};
 
+mod helper;
 mod operator;
 mod reload;
 mod service;
 mod sources;
+mod upgrade;
 mod workers;
 
 pub(crate) use reload::log_problems;
 use reload::{Extent, Reloading};
 use service::Service;
 use sources::{Source, Sources};
+use upgrade::Upgrading;
 
 /// Number of a service in the life of this master, never used twice: what is under way for a removed
 /// service cannot reach its successor.
@@ -53,6 +58,7 @@ enum Timer {
     Bind(ServiceId),
     Trigger(u64),
     Client(u64),
+    Verdict,
     Exit,
 }
 
@@ -76,8 +82,10 @@ pub struct Birth {
     pub environment: Vec<Vec<u8>>,
     /// This program, for its second stage.
     pub program: PathBuf,
-    /// When to end (`-e`).
-    pub exit_after: Option<Duration>,
+    /// The command line, for the program that goes on in this one's place.
+    pub words: Vec<OsString>,
+    /// Both locks (B01, B02).
+    pub locks: (Lock, Lock),
 }
 
 /// The running master.
@@ -94,10 +102,15 @@ pub struct Master {
     signals: Signals,
     control: Control,
     reloading: Option<Reloading>,
+    upgrading: Option<Upgrading>,
+    /// The version of the program before and the client who asked for the upgrade.
+    resumed: Option<(String, u64)>,
     generation: Generation,
     stack: ChildStack,
     next_number: u64,
     ending: Option<i32>,
+    /// When option `-e` ends the master.
+    exit_at: Option<Time>,
 }
 
 /// The kernel ends a master whose loop hangs this long (P07).
@@ -108,38 +121,22 @@ const LONGEST_WAIT: Duration = Duration::from_secs(300);
 const TRIGGER_TIME: Duration = Duration::from_secs(100);
 
 impl Master {
-    /// A master that has bound its sockets; it serves from [`Master::run`] on. `strict` makes every
-    /// socket that cannot be bound an error.
+    /// A master that has bound its sockets; it serves from [`Master::run`] on, and ends `exit_after`
+    /// now (`-e`).
     ///
     /// # Errors
     /// What is missing, all of it.
-    pub fn new(birth: Birth, config: Config, strict: bool) -> Result<Self, Vec<Fault>> {
-        let system = |e: &io::Error| vec![Fault::io("event loop", e)];
-        let poll = high_poll().map_err(|e| system(&e))?;
-        let mut sources = Sources::new(poll);
-        let signals = Signals::catch().map_err(|e| system(&e))?;
-        let read = Interest::READABLE;
-        sources.add(signals.as_fd(), read, Source::Signals).map_err(|e| system(&e))?;
+    pub fn new(
+        birth: Birth,
+        config: Config,
+        exit_after: Option<Duration>,
+    ) -> Result<Self, Vec<Fault>> {
+        let strict = config.master.strict_start;
         let control = Control::open().map_err(|fault| vec![fault])?;
-        sources.add(control.as_fd(), read, Source::Control).map_err(|e| system(&e))?;
+        let mut master = Self::serving_nothing(birth, config, control)
+            .map_err(|e| vec![Fault::io("event loop", &e)])?;
         let now = Time::now();
-        let mut master = Self {
-            birth,
-            sources,
-            services: BTreeMap::new(),
-            by_key: HashMap::new(),
-            pids: HashMap::new(),
-            timers: Timers::new(),
-            triggers: HashMap::new(),
-            signals,
-            control,
-            reloading: None,
-            generation: Generation(0),
-            stack: ChildStack::default(),
-            next_number: 0,
-            ending: None,
-            config,
-        };
+        master.exit_at = exit_after.map(|after| now + after);
         let mut faults = Vec::new();
         for configured in std::mem::take(&mut master.config.services) {
             let bound = Service::bind(&configured.def, &master.config);
@@ -151,15 +148,42 @@ impl Master {
         if faults.is_empty() { Ok(master) } else { Err(faults) }
     }
 
+    fn serving_nothing(birth: Birth, config: Config, control: Control) -> io::Result<Self> {
+        let mut sources = Sources::new(high_poll()?);
+        let signals = Signals::catch()?;
+        sources.add(signals.as_fd(), Interest::READABLE, Source::Signals)?;
+        sources.add(control.as_fd(), Interest::READABLE, Source::Control)?;
+        Ok(Self {
+            birth,
+            sources,
+            services: BTreeMap::new(),
+            by_key: HashMap::new(),
+            pids: HashMap::new(),
+            timers: Timers::new(),
+            triggers: HashMap::new(),
+            signals,
+            control,
+            reloading: None,
+            upgrading: None,
+            resumed: None,
+            generation: Generation(0),
+            stack: ChildStack::default(),
+            next_number: 0,
+            ending: None,
+            exit_at: None,
+            config,
+        })
+    }
+
     /// Serves until it is told to end.
     pub fn run(&mut self) -> End {
         let mut events = Events::with_capacity(256);
         let now = Time::now();
-        let exit = self.birth.exit_after.map(|after| now + after);
-        self.timers.set(Timer::Exit, exit);
+        self.timers.set(Timer::Exit, self.exit_at);
         for id in self.services.keys().copied().collect::<Vec<_>>() {
             self.start(now, id);
         }
+        self.go_on(now);
         loop {
             if let Some(signal) = self.ending
                 && self.services.is_empty()
@@ -200,6 +224,7 @@ impl Master {
             Source::Status(id, worker) => self.read_status(now, id, worker),
             Source::Trigger(number) => self.trigger_ready(number, writable),
             Source::Names => self.names_ready(now),
+            Source::Verdict => self.verdict_ready(now, false),
         }
     }
 
@@ -210,6 +235,7 @@ impl Master {
             Timer::Bind(id) => self.bind_again(now, id),
             Timer::Trigger(number) => self.end_trigger(number),
             Timer::Client(number) => self.end_client(number),
+            Timer::Verdict => self.verdict_ready(now, true),
             Timer::Exit => {}
         }
     }

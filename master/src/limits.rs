@@ -7,6 +7,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use worker_proto::diagnostic::Diagnostic;
 use worker_proto::main_cf::MainCf;
 
@@ -41,7 +42,7 @@ pub const SETTINGS: &[(Setting, &str, &str)] = &[
 ];
 
 /// A thing that can be limited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Setting {
     /// A resource limit of setrlimit(2).
     Rlimit(Resource),
@@ -58,7 +59,7 @@ pub enum Setting {
 }
 
 /// A resource of setrlimit(2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the table above says what each is")]
 pub enum Resource {
     AddressSpace,
@@ -73,7 +74,7 @@ pub enum Resource {
 }
 
 /// A setting with its value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limit {
     /// What is set.
     pub setting: Setting,
@@ -82,7 +83,7 @@ pub struct Limit {
 }
 
 /// The value of a [`Limit`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Value {
     /// Soft and hard bound; None is no bound.
     Bounds(Option<u64>, Option<u64>),

@@ -56,6 +56,12 @@ impl Listener {
         Ok(Self { endpoint: endpoint.clone(), fd })
     }
 
+    /// An endpoint that another program has bound in this process.
+    #[must_use]
+    pub const fn adopt(endpoint: Endpoint, fd: OwnedFd) -> Self {
+        Self { endpoint, fd }
+    }
+
     /// Where it listens.
     #[must_use]
     pub const fn endpoint(&self) -> &Endpoint {

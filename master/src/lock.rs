@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -17,7 +17,25 @@ use worker_proto::sys;
 /// A locked file; the lock ends with the process.
 #[derive(Debug)]
 pub struct Lock {
-    _file: Flock<OwnedFd>,
+    file: Flock<OwnedFd>,
+}
+
+impl Lock {
+    /// A lock that another program has taken in this process.
+    ///
+    /// # Errors
+    /// The descriptor is not open, or the lock is another process's.
+    pub fn adopt(fd: RawFd) -> io::Result<Self> {
+        // The lock is the open file's, so taking it again is taking what is had.
+        let locked = Flock::lock(sys::take_fd(fd)?, FlockArg::LockExclusiveNonblock);
+        locked.map(|file| Self { file }).map_err(|(_, errno)| errno.into())
+    }
+}
+
+impl AsFd for Lock {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 /// Takes the lock and writes the process id into the file.
@@ -37,7 +55,7 @@ pub fn take(path: &Path, pid: u32) -> Result<Lock, Fault> {
         file.write_all(format!("{pid:>32}\n").as_bytes())
     };
     write().map_err(|e| Fault::io(format!("write {}", path.display()), &e))?;
-    Ok(Lock { _file: file })
+    Ok(Lock { file })
 }
 
 /// The process that holds the lock of a pid file, if one does (A08). Changes nothing.

@@ -105,6 +105,10 @@ impl Resolver for Names {
     }
 }
 
+/// The option with which the master runs itself to ask for the names that follow; it prints each
+/// with its addresses.
+pub const RESOLVE_OPTION: &str = "--resolve";
+
 /// Asks the system for a host's addresses; empty when there are none.
 #[must_use]
 pub fn ask(host: &str) -> Vec<IpAddr> {

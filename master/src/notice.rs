@@ -73,6 +73,18 @@ notices! {
     /// before. Mend the files and reload again.
     Error ReloadRefused { errors: usize = 2_usize }
         => "reload refused: {errors} errors; the running configuration stays in force";
+    /// `belfry upgrade`: the program is asked whether it can go on from here.
+    Info Upgrade { version: String = "0.1.0", program: String = "/usr/libexec/belfry/master" }
+        => "upgrade -- version {version}, program {program}";
+    /// What the new program says against the upgrade.
+    Error BadUpgrade { text: String = "/usr/libexec/belfry/master: No such file or directory" }
+        => "upgrade: {text}";
+    /// Nothing has changed: this program goes on. The reasons are logged above.
+    Error UpgradeRefused { version: String = "0.1.0" }
+        => "upgrade refused; version {version} goes on";
+    /// This program has taken over, in the same process and with every worker. A reload follows.
+    Info Resumed { old: String = "0.1.0", version: String = "0.2.0", services: usize = 12_usize, workers: usize = 5_usize }
+        => "upgraded from version {old} to {version} with {services} services, {workers} workers";
     /// A complaint about a place in main.cf or master.cf that forbids its use.
     Error BadConfig { text: String = "/etc/belfry/master.cf:12:21: field \"wakeup\": bad value: \"soon\"" }
         => "{text}";

@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use worker_proto::abi::Transport;
 
 /// A service as its line in master.cf defines it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceDef {
     /// What tells it from every other service.
     pub key: Key,
@@ -33,7 +34,7 @@ pub struct ServiceDef {
 }
 
 /// What tells a service from every other: transport and canonical name (E11).
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Key {
     /// The type column.
     pub transport: Transport,
@@ -42,7 +43,7 @@ pub struct Key {
 }
 
 /// A wakeup timer (master(5), field "wakeup").
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wakeup {
     /// How often.
     pub period: Duration,
@@ -51,7 +52,7 @@ pub struct Wakeup {
 }
 
 /// A place to listen.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Endpoint {
     /// A TCP address.
     Inet(SocketAddr),

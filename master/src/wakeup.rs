@@ -3,12 +3,13 @@
 //! Unconditional: at the start, at each reload, and then each period. Conditional (`?`): the same
 //! from the service's first worker on, and again only from the first worker after a reload (N01).
 
+use serde::{Deserialize, Serialize};
 use worker_proto::clock::Time;
 
 use crate::service::Wakeup;
 
 /// The wakeup timer of one service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Alarm {
     wakeup: Option<Wakeup>,
     next: Option<Time>,

@@ -36,6 +36,8 @@ pub struct Instance {
     /// The port of the SMTP service, once there is one.
     pub port: u16,
     master: Option<Child>,
+    /// Where its programs are.
+    programs: PathBuf,
     /// The end was checked.
     checked: bool,
 }
@@ -57,6 +59,7 @@ impl Instance {
             master_cf: Vec::new(),
             port: 0,
             master: None,
+            programs: binaries::directory().to_path_buf(),
             checked: false,
         };
         instance.lay_out();
@@ -89,6 +92,20 @@ impl Instance {
         self
     }
 
+    /// Gives it copies of these programs, and no other, which a test may replace.
+    ///
+    /// # Panics
+    /// There is no room in /tmp.
+    pub fn own_programs(&mut self, names: &[&str]) -> &mut Self {
+        let own = self.root().join("bin");
+        fs::create_dir(&own).expect("the directory is new");
+        for name in names {
+            fs::copy(self.programs.join(name), own.join(name)).expect("/tmp has room");
+        }
+        self.programs = own;
+        self
+    }
+
     /// The instance's directory.
     #[must_use]
     pub fn root(&self) -> &Path {
@@ -116,7 +133,7 @@ impl Instance {
     /// A program of the workspace, told of this instance in the environment.
     #[must_use]
     pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(binaries::directory().join(program));
+        let mut command = Command::new(self.programs.join(program));
         command.env("MAIL_CONFIG", self.config()).current_dir("/").stdin(Stdio::null());
         command
     }
@@ -136,7 +153,7 @@ impl Instance {
     /// There is no room in /tmp.
     pub fn write(&self) {
         let root = self.root().display();
-        let bin = binaries::directory().display();
+        let bin = self.programs.display();
         let mut main_cf = format!(
             "queue_directory = {root}/q\ndata_directory = {root}/d\ndaemon_directory = {bin}\n\
              command_directory = {bin}\nmaillog_file = {root}/log\nmail_owner = {ACCOUNT}\n\

@@ -56,6 +56,8 @@ const MASTER: &[&str] = &[
     "monitor",
     "control",
     "stage2",
+    "snapshot",
+    "resume",
     // Everything together.
     "event_loop",
     "daemon",

@@ -7,6 +7,8 @@ use std::fmt;
 use std::os::fd::RawFd;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// Read end of the flow pipe that all workers of one master share.
 pub const FLOW_READ_FD: RawFd = 3;
 /// Write end of the flow pipe.
@@ -34,7 +36,9 @@ pub const WORKER_OPTIONS: &str = "cdDi:lm:n:o:r:s:St:uvVz";
 
 /// Number of a worker process in the life of one master: the first is 1. Written in octal without a
 /// prefix in the environment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
 pub struct Generation(pub u32);
 
 impl fmt::Display for Generation {
@@ -67,7 +71,7 @@ impl fmt::Display for BadGeneration {
 }
 
 /// The type column of master.cf: how clients reach a service (master(5)).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Transport {
     /// A TCP socket.
     Inet,

@@ -78,12 +78,28 @@ impl MainCf {
     /// # Errors
     /// The file cannot be read.
     pub fn load(directory: &Path) -> Result<(Self, Vec<Diagnostic>), Fault> {
+        Ok(Self::of(directory, &Self::text(directory)?))
+    }
+
+    /// The text of `main.cf` in a configuration directory.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn text(directory: &Path) -> Result<String, Fault> {
         let path = directory.join("main.cf");
-        let name = path.display().to_string();
-        let bytes = fs::read(&path).map_err(|e| Fault::io(format!("open {name}"), &e))?;
-        let (mut main_cf, diagnostics) = Self::parse(&name, &String::from_utf8_lossy(&bytes));
+        let bytes =
+            fs::read(&path).map_err(|e| Fault::io(format!("open {}", path.display()), &e))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Reads a text as that of `main.cf` in a configuration directory; the rest is as for
+    /// [`MainCf::load`].
+    #[must_use]
+    pub fn of(directory: &Path, text: &str) -> (Self, Vec<Diagnostic>) {
+        let (mut main_cf, diagnostics) =
+            Self::parse(&directory.join("main.cf").display().to_string(), text);
         main_cf.builtins.insert("config_directory", directory.display().to_string());
-        Ok((main_cf, diagnostics))
+        (main_cf, diagnostics)
     }
 
     /// Reads a text; `file` is the name for complaints.

@@ -5,10 +5,11 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use worker_proto::clock::Time;
 
 /// Bounds of the pauses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ThrottleRule {
     /// The first pause. Equal to `most`, every pause is the same and without jitter: Postfix's way.
     pub first: Duration,
@@ -17,7 +18,7 @@ pub struct ThrottleRule {
 }
 
 /// The failures of a service in a row, and the pause after the last.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Throttle {
     until: Option<Time>,
     failures: u32,

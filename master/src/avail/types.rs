@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use worker_proto::clock::Time;
 use worker_proto::status::Availability;
 
@@ -10,11 +11,11 @@ use super::ThrottleRule;
 use crate::notice::Notice;
 
 /// Number of a worker in its pool, never used twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct WorkerId(pub u64);
 
 /// What a service allows and asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rules {
     /// Name in master.cf, for notices.
     pub ext_name: String,
@@ -39,7 +40,7 @@ pub struct Rules {
 }
 
 /// How a worker ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Exit {
     /// With this status.
     Status(i32),
@@ -106,7 +107,7 @@ pub enum Kill {
 }
 
 /// What an operator wants to know of a worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Worker {
     /// Its process id, once started.
     pub pid: Option<i32>,
@@ -122,7 +123,7 @@ pub struct Worker {
 }
 
 /// Counters since the service was defined.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Stats {
     /// Workers started.
     pub spawned: u64,

@@ -87,6 +87,10 @@ impl Master {
                 let workers = rows.iter().map(report::workers);
                 report::table(rows) + "\n" + &workers.collect::<Vec<_>>().join("\n")
             }),
+            ["upgrade", ..] => {
+                let program = request.trim_start().trim_start_matches("upgrade").trim();
+                return self.upgrade(now, number, program);
+            }
             ["reset", name] => self.reset(now, name),
             _ => (1, format!("unknown request: {request}\n")),
         };

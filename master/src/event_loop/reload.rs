@@ -4,17 +4,14 @@
 //! Then commit, and tell the workers of what has changed (W01, W02).
 
 use std::collections::HashSet;
-use std::io::Read;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
-use std::process::{ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use mio::Interest;
 use worker_proto::clock::Time;
 use worker_proto::diagnostic::Fault;
-use worker_proto::sys;
 
+use super::helper::Helper;
 use super::service::Service;
 use super::{Master, ServiceId, Source, Timer};
 use crate::avail::Event;
@@ -22,7 +19,7 @@ use crate::conf::{self, Changes, Configured};
 use crate::config::{self, Config, Problems};
 use crate::listen::Listener;
 use crate::monitor;
-use crate::names::Names;
+use crate::names::{Names, RESOLVE_OPTION};
 use crate::notice::Notice;
 use crate::service::{Endpoint, Key};
 
@@ -43,9 +40,7 @@ pub(super) struct Reloading {
     client: Option<u64>,
     extent: Extent,
     names: Names,
-    answers: Vec<u8>,
-    output: std::fs::File,
-    token: mio::Token,
+    helper: Helper,
     /// Another reload was asked for meanwhile.
     again: bool,
 }
@@ -73,16 +68,17 @@ impl Master {
         if names.missing().is_empty() {
             return self.finish_reload(now, client, extent, read);
         }
-        match ask_elsewhere(&self.birth.program, &names.missing()) {
-            Ok(output) => {
-                let added = self.sources.add(output.as_fd(), Interest::READABLE, Source::Names);
-                let Ok(token) = added else { return };
-                let answers = Vec::new();
-                let again = false;
-                self.reloading =
-                    Some(Reloading { client, extent, names, answers, output, token, again });
+        // A slow resolver stops nobody there. It writes a line for each host with its addresses.
+        let mut command = Command::new(&self.birth.program);
+        command.arg(RESOLVE_OPTION).args(names.missing()).stdin(Stdio::null());
+        match Helper::start(command, &mut self.sources, Source::Names) {
+            Ok(helper) => {
+                self.reloading = Some(Reloading { client, extent, names, helper, again: false });
             }
-            Err(fault) => self.finish_reload(now, client, extent, Err(fault.into())),
+            Err(e) => {
+                let fault = Fault::io("start a process to resolve names", &e);
+                self.finish_reload(now, client, extent, Err(fault.into()));
+            }
         }
     }
 
@@ -91,33 +87,25 @@ impl Master {
         let Some(reloading) = &mut self.reloading else {
             return;
         };
-        let mut bytes = [0; 4096];
-        loop {
-            match reloading.output.read(&mut bytes) {
-                Ok(0) => break,
-                Ok(size) => reloading.answers.extend_from_slice(&bytes[..size]),
-                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(_) => break,
-            }
+        if !reloading.helper.advance() {
+            return;
         }
-        let Some(done) = self.reloading.take() else {
+        let Some(Reloading { client, extent, names, helper, again }) = self.reloading.take() else {
             return;
         };
-        self.sources.remove(done.output.as_fd(), done.token);
-        for line in String::from_utf8_lossy(&done.answers).lines() {
+        for line in helper.end(&mut self.sources).lines() {
             let mut words = line.split(' ');
             let host = words.next().unwrap_or("");
-            done.names.learn(host, words.filter_map(|w| w.parse::<IpAddr>().ok()).collect());
+            names.learn(host, words.filter_map(|w| w.parse::<IpAddr>().ok()).collect());
         }
         // A host without an answer has no address.
-        for host in done.names.missing() {
-            done.names.learn(&host, Vec::new());
+        for host in names.missing() {
+            names.learn(&host, Vec::new());
         }
-        let read = config::read(&self.config.directory, None, &done.names);
-        self.finish_reload(now, done.client, done.extent, read);
-        if done.again {
-            self.reload(now, None, done.extent);
+        let read = config::read(&self.config.directory, None, &names);
+        self.finish_reload(now, client, extent, read);
+        if again {
+            self.reload(now, None, extent);
         }
     }
 
@@ -386,23 +374,4 @@ pub(crate) fn log_problems(problems: &Problems) {
     for fault in &problems.faults {
         Notice::BadConfig { text: fault.to_string() }.log();
     }
-}
-
-/// Asks for the addresses of hosts in another process, so that a slow resolver stops nobody. It
-/// writes a line for each: the host and its addresses.
-fn ask_elsewhere(program: &std::path::Path, hosts: &[String]) -> Result<std::fs::File, Fault> {
-    let fault = |e: &std::io::Error| Fault::io("start a process to resolve names", e);
-    let mut command = Command::new(program);
-    command.arg("--resolve").args(hosts).stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut child = command.spawn().map_err(|e| fault(&e))?;
-    let output: ChildStdout = child
-        .stdout
-        .take()
-        .ok_or_else(|| Fault::new("start a process to resolve names", "no output"))?;
-    // Its end is seen with that of the workers.
-    let output = sys::set_high(OwnedFd::from(output)).map_err(|e| fault(&e))?;
-    let output = std::fs::File::from(output);
-    nix::fcntl::fcntl(&output, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))
-        .map_err(|errno| fault(&errno.into()))?;
-    Ok(output)
 }

@@ -25,6 +25,7 @@ pub(super) enum Source {
     Status(ServiceId, WorkerId),
     Trigger(u64),
     Names,
+    Verdict,
 }
 
 pub(super) struct Sources {

@@ -65,7 +65,7 @@ fn w03_a_second_removal_hastens_the_end_and_never_goes_a_step_back() {
 fn i05_a_reload_of_idle_workers_at_the_limit_is_no_shortage() {
     let mut pool = Pool::new(Rules { stressable: true, min_spare: 2, ..rules(2) });
     pool.start(at(100), &mut Vec::new());
-    let rules = pool.rules().clone().into();
+    let rules = pool.rules().clone();
     let actions = on(&mut pool, 100, Event::Reload { rules, changed: false, retire: true });
     assert_eq!(actions, [Action::Retire(A), Action::Retire(B)]);
 }

@@ -1,0 +1,308 @@
+//! upgrade - another program goes on in this process (W22)
+//!
+//! The new program is asked first, in a process of its own, whether it can resume from here. Then
+//! this process executes it: the number, the children, the sockets, the locks and the clients who
+//! wait stay, and what is known of them goes along as a [`Snapshot`]. The new program then reads the
+//! configuration as at a reload. Until exec(2) has succeeded nothing is given up.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use mio::Interest;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::SigSet;
+use nix::unistd::execv;
+use signal_hook::consts::{SIGCHLD, SIGHUP};
+use worker_proto::clock::Time;
+use worker_proto::diagnostic::Fault;
+use worker_proto::sys::{self, errno_text};
+
+use super::helper::Helper;
+use super::reload::version;
+use super::service::{Live, Service, Unbound};
+use super::{Birth, Extent, Master, ServiceId, Source, Timer};
+use crate::channel::Channel;
+use crate::conf::Configured;
+use crate::config::Config;
+use crate::control::{ASK_TIME, Control};
+use crate::listen::Listener;
+use crate::monitor;
+use crate::notice::Notice;
+use crate::resume;
+use crate::snapshot::{SavedService, SavedUnbound, SavedWorker, Snapshot};
+
+/// How long the new program may think about it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An upgrade whose program is being asked.
+pub(super) struct Upgrading {
+    client: u64,
+    program: PathBuf,
+    helper: Helper,
+}
+
+impl Master {
+    /// Begins an upgrade to a program; `client` gets the outcome.
+    pub(super) fn upgrade(&mut self, now: Time, client: u64, program: &str) {
+        let busy = if self.ending.is_some() {
+            Some("the master is stopping")
+        } else if self.reloading.is_some() {
+            Some("a reload is under way")
+        } else {
+            self.upgrading.as_ref().map(|_| "an upgrade is under way")
+        };
+        if let Some(busy) = busy {
+            return self.answer(client, 1, &format!("upgrade refused: {busy}\n"));
+        }
+        let program =
+            if program.is_empty() { self.birth.program.clone() } else { PathBuf::from(program) };
+        Notice::Upgrade { version: version(), program: program.display().to_string() }.log();
+        match self.ask_successor(client, &program) {
+            Ok(helper) => {
+                self.upgrading = Some(Upgrading { client, program, helper });
+                self.timers.set(Timer::Verdict, Some(now + PATIENCE));
+            }
+            Err(e) => {
+                self.refuse_upgrade(client, &format!("{}: {}", program.display(), errno_text(&e)));
+            }
+        }
+    }
+
+    fn ask_successor(&mut self, client: u64, program: &Path) -> io::Result<Helper> {
+        let mut command = Command::new(program);
+        command.arg(resume::CHECK_OPTION).stdin(self.save(client).write()?);
+        Helper::start(command, &mut self.sources, Source::Verdict)
+    }
+
+    /// The new program has said something, or its time is over.
+    pub(super) fn verdict_ready(&mut self, now: Time, overdue: bool) {
+        let Some(upgrading) = &mut self.upgrading else {
+            return;
+        };
+        if !upgrading.helper.advance() && !overdue {
+            return;
+        }
+        let Some(Upgrading { client, program, helper }) = self.upgrading.take() else {
+            return;
+        };
+        self.timers.set(Timer::Verdict, None);
+        let verdict = helper.end(&mut self.sources);
+        if verdict.starts_with(resume::CAN_RESUME) {
+            let reason = self.hand_over(now, client, &program);
+            return self.refuse_upgrade(client, &reason);
+        }
+        let silence = format!("{} says nothing", program.display());
+        let reason = if verdict.trim().is_empty() { &silence } else { verdict.trim_end() };
+        self.refuse_upgrade(client, reason);
+    }
+
+    fn refuse_upgrade(&mut self, client: u64, reason: &str) {
+        for line in reason.lines() {
+            Notice::BadUpgrade { text: line.to_owned() }.log();
+        }
+        Notice::UpgradeRefused { version: version() }.log();
+        let last = Notice::UpgradeRefused { version: version() };
+        self.answer(client, 1, &format!("{reason}\n{last}\n"));
+    }
+
+    /// Executes the program. It returns with the reason when that fails, and all is as before.
+    fn hand_over(&mut self, now: Time, client: u64, program: &Path) -> String {
+        // A signal from here on waits for the new program, which has no handler at first.
+        let all = SigSet::all();
+        if let Err(errno) = all.thread_block() {
+            return format!("sigprocmask: {}", errno.desc());
+        }
+        let mut deadly = None;
+        for signal in self.signals.take() {
+            match signal {
+                SIGCHLD => self.reap(now),
+                // The new program reads the configuration anyway.
+                SIGHUP => {}
+                other => deadly = Some(other),
+            }
+        }
+        if let Some(signal) = deadly {
+            let _ = all.thread_unblock();
+            self.end(now, signal);
+            return "the master is stopping".to_owned();
+        }
+        monitor::notify("RELOADING=1");
+        let error = self.execute_successor(client, program);
+        self.inherit(false);
+        let _ = all.thread_unblock();
+        monitor::notify("READY=1");
+        format!("exec {}: {}", program.display(), errno_text(&error))
+    }
+
+    /// Comes back with an error alone.
+    fn execute_successor(&self, client: u64, program: &Path) -> io::Error {
+        let text = |word: &std::ffi::OsStr| CString::new(word.as_bytes());
+        let execute = || -> io::Result<()> {
+            let snapshot = self.save(client).write()?;
+            let (name, options) = self.birth.words.split_first().ok_or(io::ErrorKind::NotFound)?;
+            let mut words = vec![
+                text(name)?,
+                CString::new(resume::OPTION)?,
+                CString::new(snapshot.as_raw_fd().to_string())?,
+            ];
+            for option in options {
+                words.push(text(option)?);
+            }
+            let program = text(program.as_os_str())?;
+            self.inherit(true);
+            fcntl(&snapshot, FcntlArg::F_SETFD(FdFlag::empty()))?;
+            execv(&program, &words).map(|never| match never {}).map_err(io::Error::from)
+        };
+        match execute() {
+            Ok(()) => io::ErrorKind::Other.into(),
+            Err(e) => e,
+        }
+    }
+
+    /// Whether what the new program needs is open in it.
+    fn inherit(&self, on: bool) {
+        let flag = if on { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
+        let keep = |fd: BorrowedFd<'_>| {
+            // The descriptor is open, so this cannot fail.
+            let _ = fcntl(fd, FcntlArg::F_SETFD(flag));
+        };
+        let (first, second) = &self.birth.locks;
+        [first.as_fd(), second.as_fd(), self.control.as_fd()].into_iter().for_each(keep);
+        self.control.clients().for_each(|(_, client)| keep(client.as_fd()));
+        for service in self.services.values() {
+            service.listeners.iter().for_each(|l| keep(l.as_fd()));
+            service.workers.values().for_each(|w| keep(w.channel.as_fd()));
+        }
+    }
+
+    fn save(&self, asker: u64) -> Snapshot {
+        let (first, second) = &self.birth.locks;
+        Snapshot {
+            format: Snapshot::FORMAT,
+            version: version(),
+            directory: self.config.directory.clone(),
+            main_cf: self.config.main_cf.clone(),
+            queue_directory: self.config.common.queue_directory.clone(),
+            data_directory: self.config.common.data_directory.clone(),
+            files: self.birth.files,
+            exit_at: self.exit_at,
+            generation: self.generation,
+            last_number: self.next_number,
+            locks: [first.as_fd().as_raw_fd(), second.as_fd().as_raw_fd()],
+            control: self.control.as_fd().as_raw_fd(),
+            clients: self.control.save(),
+            asker,
+            services: self.services.iter().map(|(id, s)| save_service(*id, s)).collect(),
+        }
+    }
+
+    /// The master that another program has handed over.
+    ///
+    /// # Errors
+    /// A descriptor is missing, or the system has no room.
+    pub fn resume(birth: Birth, config: Config, snapshot: Snapshot) -> Result<Self, Fault> {
+        let fault = |e: io::Error| Fault::io("take over from the running master", &e);
+        let control = Control::adopt(snapshot.control, &snapshot.clients).map_err(fault)?;
+        let mut master = Self::serving_nothing(birth, config, control).map_err(fault)?;
+        master.exit_at = snapshot.exit_at;
+        master.generation = snapshot.generation;
+        master.next_number = snapshot.last_number;
+        for saved in snapshot.services {
+            master.adopt(saved).map_err(fault)?;
+        }
+        master.resumed = Some((snapshot.version, snapshot.asker));
+        Ok(master)
+    }
+
+    fn adopt(&mut self, saved: SavedService) -> io::Result<()> {
+        let id = ServiceId(saved.id);
+        let service = restore_service(saved)?;
+        if let Some(unbound) = &service.unbound {
+            self.timers.set(Timer::Bind(id), Some(unbound.next));
+        }
+        if !service.pool.is_stopping() {
+            self.by_key.insert(service.configured.def.key.clone(), id);
+        }
+        for (worker, live) in &service.workers {
+            self.pids.insert(live.pid, (id, *worker));
+        }
+        let mut service = Box::new(service);
+        for (worker, live) in &mut service.workers {
+            let source = Source::Status(id, *worker);
+            live.token =
+                Some(self.sources.add(live.channel.as_fd(), Interest::READABLE, source)?);
+        }
+        self.services.insert(id, service);
+        Ok(())
+    }
+
+    /// The first turn of a master that was handed over: what happened meanwhile, then a reload.
+    pub(super) fn go_on(&mut self, now: Time) {
+        let Some((old, asker)) = self.resumed.take() else {
+            return;
+        };
+        let workers = self.services.values().map(|s| s.workers.len()).sum();
+        let services = self.services.len();
+        let notice = Notice::Resumed { old, version: version(), services, workers };
+        notice.log();
+        let clients: Vec<u64> = self.control.clients().map(|(number, _)| number).collect();
+        for number in clients {
+            let Some(client) = self.control.client(number) else { continue };
+            let added =
+                self.sources.add(client.as_fd(), Interest::READABLE, Source::Client(number));
+            client.token = added.ok();
+            if number == asker {
+                client.preface = format!("{notice}\n");
+            } else {
+                self.timers.set(Timer::Client(number), Some(now + ASK_TIME));
+                self.serve_client(now, number);
+            }
+        }
+        self.reap(now);
+        self.reload(now, Some(asker), Extent::All);
+    }
+}
+
+fn save_service(id: ServiceId, service: &Service) -> SavedService {
+    let listener = |l: &Listener| (l.endpoint().clone(), l.as_fd().as_raw_fd());
+    let worker = |(id, live): (&_, &Live)| SavedWorker {
+        id: *id,
+        pid: live.pid,
+        generation: live.generation,
+        channel: live.channel.as_fd().as_raw_fd(),
+    };
+    let unbound =
+        |u: &Unbound| SavedUnbound { reason: u.reason.clone(), pause: u.pause, next: u.next };
+    SavedService {
+        id: id.0,
+        def: service.configured.def.clone(),
+        limits: service.configured.limits.clone(),
+        pool: service.pool.clone(),
+        alarm: service.alarm,
+        listeners: service.listeners.iter().map(listener).collect(),
+        workers: service.workers.iter().map(worker).collect(),
+        unbound: service.unbound.as_ref().map(unbound),
+    }
+}
+
+fn restore_service(saved: SavedService) -> io::Result<Service> {
+    let SavedService { def, limits, pool, alarm, listeners, workers, unbound, .. } = saved;
+    let rules = pool.rules().clone();
+    let mut service = Service::new(Time::ZERO, Configured { def, rules, limits });
+    (service.pool, service.alarm) = (pool, alarm);
+    for (endpoint, fd) in listeners {
+        service.listeners.push(Listener::adopt(endpoint, sys::take_fd(fd)?));
+    }
+    for SavedWorker { id, pid, generation, channel } in workers {
+        let channel = Channel::adopt(sys::take_fd(channel)?);
+        service.workers.insert(id, Live { pid, generation, channel, token: None });
+    }
+    service.unbound =
+        unbound.map(|SavedUnbound { reason, pause, next }| Unbound { reason, pause, next });
+    Ok(service)
+}
