@@ -17,9 +17,11 @@ use worker_proto::diagnostic::Fault;
 use worker_proto::getopt;
 use worker_proto::server::CONFIG_DIRECTORY;
 
+use crate::cgroup;
 use crate::config::{self, Config, Problems};
 use crate::control;
 use crate::layout;
+use crate::limits;
 use crate::lock;
 use crate::names::Names;
 
@@ -215,7 +217,7 @@ fn stop(request: &Request) -> Outcome {
         return Ok(());
     }
     say("stopping the Belfry mail system with force");
-    end_group(&queue, pid)
+    end_group(request, &queue, pid)
 }
 
 fn abort(request: &Request) -> Outcome {
@@ -225,15 +227,22 @@ fn abort(request: &Request) -> Outcome {
         return fail("the Belfry mail system is not running");
     };
     say("aborting the Belfry mail system");
-    end_group(&queue, pid)
+    end_group(request, &queue, pid)
 }
 
-/// Kills the master and, when it leads a process group, all of it (P05).
-fn end_group(queue: &Path, pid: Pid) -> Outcome {
+/// Kills the master and, when it leads a process group, all of it (P05); and what is in the control
+/// groups of services (W23).
+fn end_group(request: &Request, queue: &Path, pid: Pid) -> Outcome {
     if getpgid(Some(pid)) == Ok(pid) {
         let _ = killpg(pid, Signal::SIGKILL);
     }
     let _ = kill(pid, Signal::SIGKILL);
+    if let Ok(config) = config::read(&request.directory, None, &Names::asking()) {
+        let root = &config.master.cgroup_root;
+        let groups = config.services.iter();
+        let groups = groups.filter_map(|s| limits::cgroup(root, &s.def.ext_name, &s.limits));
+        groups.for_each(|group| cgroup::end(&group));
+    }
     if wait_for_end(queue, STOP_TIME)? { Ok(()) } else { fail("the master does not end") }
 }
 

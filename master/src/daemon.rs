@@ -6,27 +6,32 @@
 use std::env;
 use std::ffi::OsString;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode};
+use std::time::Duration;
 
+use nix::sys::prctl::set_child_subreaper;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{chdir, geteuid, getpid, getuid, setsid};
+use nix::unistd::{chdir, getegid, geteuid, getgid, getpid, getuid, setsid};
 use worker_proto::abi::{CONFIG_ENV, VERBOSE_ENV};
 use worker_proto::diagnostic::Fault;
 use worker_proto::log::{self, Sink};
+use worker_proto::main_cf::MainCf;
 use worker_proto::server::CONFIG_DIRECTORY;
 use worker_proto::sys;
 
 use crate::cli::Options;
 use crate::config::{self, Config};
-use crate::event_loop::{Birth, End, Master, log_problems};
+use crate::event_loop::{Birth, End, Master, log_problems, prepare_groups};
 use crate::lock::{self, Lock};
 use crate::monitor;
 use crate::names::{self, Names};
 use crate::notice::Notice;
+use crate::params::MasterParams;
 use crate::plan::{self, Flags};
+use crate::remains::{self, Remains};
 use crate::resume;
 use crate::stage2;
 
@@ -91,10 +96,7 @@ fn run(options: &Options, name: &str, words: &[OsString]) -> Result<ExitCode, Re
         .unwrap_or_else(|| CONFIG_DIRECTORY.into());
     // The working directory changes below.
     let directory = std::path::absolute(&directory).unwrap_or(directory);
-    if !(getuid().is_root() && geteuid().is_root()) {
-        let cause = "the master command is reserved for the superuser";
-        return Err(Fault::new("uid is not 0", cause).into());
-    }
+    may_run(&directory)?;
     let program = env::current_exe().map_err(|e| Fault::io("find this program", &e))?;
     let monitored = env::var_os(monitor::WAITED_FOR).is_some();
     if options.wait && !monitored {
@@ -125,6 +127,9 @@ fn run(options: &Options, name: &str, words: &[OsString]) -> Result<ExitCode, Re
         return Ok(if running { ExitCode::FAILURE } else { ExitCode::SUCCESS });
     }
     let locks = take_locks(&config, name)?;
+    if config.master.subreaper {
+        set_child_subreaper(true).map_err(|e| Fault::io("subreaper", &e.into()))?;
+    }
     let tag = format!("{}/{name}", config.common.syslog_name);
     let logged = log::init(&tag, verbose, &Sink::choose(&config.common));
     log::tee_stderr(true);
@@ -135,6 +140,7 @@ fn run(options: &Options, name: &str, words: &[OsString]) -> Result<ExitCode, Re
     for warning in &config.warnings {
         Notice::OddConfig { text: warning.to_string() }.log();
     }
+    prepare_groups(&config);
     let birth = Birth {
         flags: Flags { debug: options.debug, verbose },
         files,
@@ -157,7 +163,7 @@ fn run(options: &Options, name: &str, words: &[OsString]) -> Result<ExitCode, Re
         monitor::ready();
     }
     detach(options)?;
-    monitor::notify(&format!("READY=1\nMAINPID={}", process::id()));
+    master.tell_ready();
     let debugger = options.debugger || env::var_os("MAIL_DEBUG").is_some();
     if debugger && let Err(fault) = start_debugger(&debugger_command) {
         Notice::Trouble { text: fault.to_string() }.log();
@@ -195,8 +201,25 @@ fn go_on(
 /// Serves to the end. The locks last until the master is gone.
 fn serve(mut master: Master, options: &Options) -> ExitCode {
     let end = master.run();
+    let (subreaper, patience) = (master.params().subreaper, master.params().stop_kill_time);
     drop(master);
-    finish(end, options)
+    finish(end, options, subreaper, patience)
+}
+
+/// Only root may start the master (A12), or whom `run_unprivileged` lets, for trials.
+fn may_run(directory: &Path) -> Result<(), Fault> {
+    if getuid() != geteuid() || getgid() != getegid() {
+        return Err(Fault::new("set-user-id", "the master command must not be"));
+    }
+    let allowed = || {
+        let (mut main_cf, _) = MainCf::load(directory)?;
+        let params = MasterParams::read(&mut main_cf);
+        Ok::<_, Fault>(params.is_ok_and(|params| params.run_unprivileged))
+    };
+    if getuid().is_root() || allowed().unwrap_or(false) {
+        return Ok(());
+    }
+    Err(Fault::new("uid is not 0", "the master command is reserved for the superuser"))
 }
 
 /// Runs the command that is to look at this process (A04). Its end is seen with that of the workers.
@@ -258,19 +281,22 @@ fn detach(options: &Options) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Ends as asked for: by the same signal that ended the loop (P01). What is left of the session gets
-/// SIGTERM.
-fn finish(end: End, options: &Options) -> ExitCode {
+/// Ends as asked for: by the same signal that ended the loop (P01). Before that, what workers have
+/// left behind gets SIGTERM.
+fn finish(end: End, options: &Options, subreaper: bool, patience: Duration) -> ExitCode {
     let End::Signal(number) = end else {
         return ExitCode::SUCCESS;
     };
+    let remains = match (options.init, subreaper) {
+        (true, _) => Remains::Everybody,
+        (false, true) => Remains::Adopted,
+        (false, false) => Remains::Group,
+    };
+    // Ignored here first: the group has this process in it.
+    let _ = sys::ignore_signal(Signal::SIGTERM);
+    remains::end(remains, options.leads_session(), patience);
     if options.init {
         return ExitCode::SUCCESS;
-    }
-    if options.leads_session() {
-        // Ignored here first: the group has this process in it.
-        let _ = sys::ignore_signal(Signal::SIGTERM);
-        let _ = nix::sys::signal::killpg(getpid(), Signal::SIGTERM);
     }
     if let Ok(signal) = Signal::try_from(number) {
         let _ = sys::die_by(signal);
@@ -282,7 +308,7 @@ fn second_stage(words: &[OsString]) -> ExitCode {
     let fault = stage2::run(words);
     // Without privileges to lose yet, the log is found as the master finds it.
     let directory = env::var_os(CONFIG_ENV).unwrap_or_else(|| CONFIG_DIRECTORY.into());
-    if let Ok((mut main_cf, _)) = worker_proto::main_cf::MainCf::load(&PathBuf::from(directory))
+    if let Ok((mut main_cf, _)) = MainCf::load(&PathBuf::from(directory))
         && let Ok(common) = worker_proto::params::CommonParams::read(&mut main_cf)
     {
         let tag = format!("{}/stage2", common.syslog_name);

@@ -23,13 +23,14 @@ use crate::avail::{Action, Event};
 use crate::config::Config;
 use crate::control::Control;
 use crate::lock::Lock;
-use crate::monitor;
 use crate::notice::Notice;
+use crate::notify::Manager;
+use crate::params::MasterParams;
 use crate::plan::Flags;
 use crate::service::Key;
 use crate::signal::Signals;
 use crate::timer::Timers;
-use crate::trigger::{self, Trigger};
+use crate::trigger::Trigger;
 
 mod helper;
 mod operator;
@@ -37,11 +38,13 @@ mod reload;
 mod service;
 mod sources;
 mod upgrade;
+mod wakeups;
 mod workers;
 
 pub(crate) use reload::log_problems;
 use reload::{Extent, Reloading};
 use service::Service;
+pub(crate) use service::prepare_groups;
 use sources::{Source, Sources};
 use upgrade::Upgrading;
 
@@ -59,6 +62,8 @@ enum Timer {
     Trigger(u64),
     Client(u64),
     Verdict,
+    Watchdog,
+    Status,
     Exit,
 }
 
@@ -109,6 +114,7 @@ pub struct Master {
     stack: ChildStack,
     next_number: u64,
     ending: Option<i32>,
+    manager: Manager,
     /// When option `-e` ends the master.
     exit_at: Option<Time>,
 }
@@ -117,8 +123,6 @@ pub struct Master {
 const WATCHDOG: Duration = Duration::from_secs(1000);
 /// The loop turns at least this often.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
-/// How long a woken worker may keep the connection (N02).
-const TRIGGER_TIME: Duration = Duration::from_secs(100);
 
 impl Master {
     /// A master that has bound its sockets; it serves from [`Master::run`] on, and ends `exit_after`
@@ -170,9 +174,21 @@ impl Master {
             stack: ChildStack::default(),
             next_number: 0,
             ending: None,
+            manager: Manager::of_environment(),
             exit_at: None,
             config,
         })
+    }
+
+    /// The parameters in force.
+    #[must_use]
+    pub const fn params(&self) -> &MasterParams {
+        &self.config.master
+    }
+
+    /// Tells the service manager that the master serves.
+    pub fn tell_ready(&self) {
+        self.manager.ready();
     }
 
     /// Serves until it is told to end.
@@ -180,6 +196,8 @@ impl Master {
         let mut events = Events::with_capacity(256);
         let now = Time::now();
         self.timers.set(Timer::Exit, self.exit_at);
+        self.watchdog(now);
+        self.status_changed(now);
         for id in self.services.keys().copied().collect::<Vec<_>>() {
             self.start(now, id);
         }
@@ -236,6 +254,8 @@ impl Master {
             Timer::Trigger(number) => self.end_trigger(number),
             Timer::Client(number) => self.end_client(number),
             Timer::Verdict => self.verdict_ready(now, true),
+            Timer::Watchdog => self.watchdog(now),
+            Timer::Status => self.tell_status(now),
             Timer::Exit => {}
         }
     }
@@ -257,7 +277,7 @@ impl Master {
             return;
         }
         Notice::Terminating { signal }.log();
-        monitor::notify("STOPPING=1");
+        self.manager.stopping();
         self.ending = Some(signal);
         for id in self.services.keys().copied().collect::<Vec<_>>() {
             self.retire_service(now, id, Duration::ZERO);
@@ -280,7 +300,10 @@ impl Master {
                 Action::Spawn(worker, stress) => self.spawn(now, id, worker, stress),
                 Action::Retire(worker) => self.retire(id, worker),
                 Action::Kill(worker, kill) => self.kill(id, worker, kill),
-                Action::Timer(at) => self.timers.set(Timer::Policy(id), at),
+                Action::Timer(at) => {
+                    self.timers.set(Timer::Policy(id), at);
+                    self.status_changed(now);
+                }
                 Action::Gone => self.forget(id),
                 Action::Log(notice) => notice.log(),
             }
@@ -290,68 +313,6 @@ impl Master {
     fn number(&mut self) -> u64 {
         self.next_number += 1;
         self.next_number
-    }
-
-    /// A service's wakeup timer has come. While it is throttled nothing is sent, and the timer goes
-    /// on (N04).
-    fn wake(&mut self, now: Time, id: ServiceId) {
-        let Some(service) = self.services.get_mut(&id) else {
-            return;
-        };
-        let fires = service.alarm.fire(now);
-        self.timers.set(Timer::Wakeup(id), service.alarm.next());
-        if !fires || service.pool.throttled_until().is_some() || service.listeners.is_empty() {
-            return;
-        }
-        let def = &service.configured.def;
-        let result = trigger::wake(&def.endpoints[0], def.key.transport, self.config.owner);
-        match result {
-            Ok(None) => {}
-            Ok(Some(trigger)) => {
-                let number = self.number();
-                let interest = if trigger.unsent { Interest::WRITABLE } else { Interest::READABLE };
-                let added = self.sources.add(trigger.fd.as_fd(), interest, Source::Trigger(number));
-                if let Ok(token) = added {
-                    self.triggers.insert(number, (trigger, token, id));
-                    self.timers.set(Timer::Trigger(number), Some(now + TRIGGER_TIME));
-                }
-            }
-            Err(e) => self.wakeup_failed(id, &e),
-        }
-    }
-
-    fn wakeup_failed(&self, id: ServiceId, error: &io::Error) {
-        let Some(service) = self.services.get(&id) else {
-            return;
-        };
-        let (ext_name, name) = service.names();
-        let reason = worker_proto::sys::errno_text(error);
-        Notice::WakeupFailed { ext_name, name, reason }.log();
-    }
-
-    fn trigger_ready(&mut self, number: u64, writable: bool) {
-        let Some((trigger, token, id)) = self.triggers.get_mut(&number) else {
-            return;
-        };
-        let id = *id;
-        if !(trigger.unsent && writable) {
-            return self.end_trigger(number);
-        }
-        if let Err(e) = trigger.connected() {
-            self.wakeup_failed(id, &e);
-            return self.end_trigger(number);
-        }
-        let watched = self.sources.change(trigger.fd.as_fd(), *token, Interest::READABLE);
-        if watched.is_err() {
-            self.end_trigger(number);
-        }
-    }
-
-    fn end_trigger(&mut self, number: u64) {
-        if let Some((trigger, token, _)) = self.triggers.remove(&number) {
-            self.sources.remove(trigger.fd.as_fd(), token);
-        }
-        self.timers.set(Timer::Trigger(number), None);
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod avail;
 pub mod belfry;
+pub mod cgroup;
 pub mod channel;
 pub mod cli;
 pub mod conf;
@@ -18,9 +19,11 @@ pub mod manual;
 pub mod monitor;
 pub mod names;
 pub mod notice;
+pub mod notify;
 pub mod owner;
 pub mod params;
 pub mod plan;
+pub mod remains;
 pub mod report;
 pub mod resume;
 pub mod service;

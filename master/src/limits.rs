@@ -5,6 +5,7 @@
 //! them as the one word that the second stage takes; the second stage applies them.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,11 @@ pub const SETTINGS: &[(Setting, &str, &str)] = &[
         "With \"yes\" set-user-id programs give it nothing (prctl(2)).",
     ),
     (
+        Setting::Cgroup,
+        "cgroup",
+        "With \"yes\" it has a control group below cgroup_root, and all of its processes end with it.",
+    ),
+    (
         Setting::CgroupMemory,
         "cgroup_memory_max",
         "Memory of all its processes, in bytes, below cgroup_root.",
@@ -52,6 +58,8 @@ pub enum Setting {
     OomScore,
     /// The no_new_privs attribute.
     NoNewPrivs,
+    /// A control group of its own.
+    Cgroup,
     /// memory.max of the service's control group.
     CgroupMemory,
     /// pids.max of the service's control group.
@@ -97,6 +105,18 @@ pub enum Value {
 #[must_use]
 pub fn parameter_prefix(service: &str) -> String {
     service.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
+}
+
+/// The control group of a service below `root`; None when it asks for none, or none was delegated.
+#[must_use]
+pub fn cgroup(root: &str, service: &str, limits: &[Limit]) -> Option<PathBuf> {
+    let asks = limits.iter().any(|limit| match limit.setting {
+        Setting::Cgroup | Setting::CgroupMemory | Setting::CgroupPids => true,
+        Setting::Rlimit(_) | Setting::Nice | Setting::OomScore | Setting::NoNewPrivs => false,
+    });
+    // A prefix keeps a service of the name "master" out of the master's group.
+    let group = || Path::new(root).join(format!("service-{}", parameter_prefix(service)));
+    (asks && !root.is_empty()).then(group)
 }
 
 /// Reads the limits of a service.
@@ -178,7 +198,7 @@ impl Setting {
             }
             Self::Nice => number(text, -20, 19),
             Self::OomScore => number(text, -1000, 1000),
-            Self::NoNewPrivs => match text {
+            Self::NoNewPrivs | Self::Cgroup => match text {
                 "yes" => Ok(Some(Value::On)),
                 "no" => Ok(None),
                 _ => Err("\"yes\" or \"no\"".to_owned()),
@@ -250,5 +270,15 @@ mod tests {
         let mut lines: Vec<_> = errors.iter().map(|e| e.line).collect();
         lines.sort_unstable();
         assert_eq!(lines, [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_service_that_asks_has_a_control_group_by_its_name() {
+        let group = |root, word| cgroup(root, "127.0.0.1:25", &from_word(word).unwrap());
+        let path = Some(PathBuf::from("/g/service-127_0_0_1_25"));
+        assert_eq!(group("/g", "cgroup=yes"), path);
+        assert_eq!(group("/g", "nice=1,cgroup_pids_max=9:9"), path);
+        assert_eq!(group("/g", "nice=1"), None);
+        assert_eq!(group("", "cgroup=yes"), None);
     }
 }

@@ -1,17 +1,14 @@
 //! monitor - who waits for the master to be ready
 //!
-//! With `-w` a parent waits for one byte on the standard output of the master proper (A10); a service
-//! manager waits for a datagram (sd_notify(3)).
+//! With `-w` a parent waits for one byte on the standard output of the master proper (A10).
 
 use std::io::{self, Read};
-use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd;
 use std::os::fd::AsFd;
-use std::os::linux::net::SocketAddrExt;
 use worker_proto::diagnostic::Fault;
 
 /// Tells the master proper that somebody waits.
@@ -57,19 +54,4 @@ pub fn start_and_wait(
 pub fn ready() {
     // A parent that has given up hears nothing.
     let _ = unistd::write(io::stdout(), b"\0");
-}
-
-/// Tells the service manager, if one listens (sd_notify(3)).
-pub fn notify(state: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
-        return;
-    };
-    let bytes = path.as_encoded_bytes();
-    let address = match bytes.strip_prefix(b"@") {
-        Some(name) => SocketAddr::from_abstract_name(name),
-        None => SocketAddr::from_pathname(&path),
-    };
-    let send = |address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address);
-    // It is a courtesy; a manager that is gone is no trouble of ours.
-    let _ = address.and_then(send);
 }

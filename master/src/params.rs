@@ -37,9 +37,17 @@ worker_proto::params! {
         /// numbers are read as far as they are digits, every pause lasts service_throttle_time, a
         /// reload does not end it.
         compat: Text = "";
-        /// Below which the control groups of services with cgroup limits are made; it must be
-        /// delegated to the master (systemd: Delegate=yes). Empty: those limits are not set.
+        /// Below which the control groups of services with NAME_cgroup or a cgroup limit are made, such
+        /// as /sys/fs/cgroup/system.slice/belfry.service; it must be delegated to the master (systemd:
+        /// Delegate=yes), which moves to a group of its own in it. Empty: those limits are not set.
         cgroup_root: Text = "";
+        /// Orphans of workers become children of the master (PR_SET_CHILD_SUBREAPER) and end with it,
+        /// whatever session they have made for themselves.
+        subreaper: Flag = "no";
+        /// For trials: an ordinary user may start the master, and every worker then runs as that user.
+        /// The columns unpriv and chroot have no effect, and files belong to that user, not to
+        /// mail_owner.
+        run_unprivileged: Flag = "no";
         /// The command that the master runs with -D, by /bin/sh, when it serves; `$process_name` and
         /// `$process_id` are its own.
         debugger_command: Text = "";

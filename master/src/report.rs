@@ -100,6 +100,23 @@ fn exit_text(exit: Option<Exit>) -> String {
     }
 }
 
+/// One line for a service manager: how many services, and which are in trouble.
+#[must_use]
+pub fn summary(rows: &[Row]) -> String {
+    const NAMED: usize = 5;
+    let troubled: Vec<_> = rows
+        .iter()
+        .filter(|row| matches!(row.state, State::Throttled(_) | State::BindFailed(..)))
+        .map(|row| format!("{} {}", row.name, row.state.word()))
+        .collect();
+    let services = format!("{} services", rows.len());
+    match troubled.len() {
+        0 => services,
+        n if n <= NAMED => format!("{services}; {}", troubled.join(", ")),
+        n => format!("{services}; {}, {} more", troubled[..NAMED].join(", "), n - NAMED),
+    }
+}
+
 /// The table for a person.
 #[must_use]
 pub fn table(rows: &[Row]) -> String {

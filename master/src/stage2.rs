@@ -15,6 +15,7 @@ use nix::unistd::execv;
 use worker_proto::diagnostic::Fault;
 use worker_proto::sys;
 
+use crate::cgroup;
 use crate::limits::{self, Limit, Resource, Setting, Value};
 
 /// The option that asks for it.
@@ -40,12 +41,8 @@ pub fn run(words: &[OsString]) -> Fault {
         Ok(limits) => limits,
         Err(problem) => return Fault::new("second stage", problem),
     };
-    for limit in &limits {
-        if let Err(fault) = apply(limit, Path::new(cgroup)) {
-            return fault;
-        }
-    }
-    if let Err(fault) = join(&limits, Path::new(cgroup)) {
+    let cgroup = Path::new(cgroup);
+    if let Err(fault) = set_up(&limits, cgroup) {
         return fault;
     }
     let c_string = |word: &OsString| CString::new(word.as_bytes()).unwrap_or_default();
@@ -54,6 +51,15 @@ pub fn run(words: &[OsString]) -> Fault {
         Ok(never) => match never {},
         Err(errno) => Fault::io(format!("exec {}", path.to_string_lossy()), &errno.into()),
     }
+}
+
+fn set_up(limits: &[Limit], cgroup: &Path) -> Result<(), Fault> {
+    let grouped = !cgroup.as_os_str().is_empty();
+    if grouped {
+        cgroup::make(cgroup).map_err(|e| Fault::io(format!("mkdir {}", cgroup.display()), &e))?;
+    }
+    limits.iter().try_for_each(|limit| apply(limit, cgroup))?;
+    if grouped { cgroup::join(cgroup) } else { Ok(()) }
 }
 
 fn apply(limit: &Limit, cgroup: &Path) -> Result<(), Fault> {
@@ -67,33 +73,19 @@ fn apply(limit: &Limit, cgroup: &Path) -> Result<(), Fault> {
             fs::write("/proc/self/oom_score_adj", score.to_string())
         }
         (Setting::NoNewPrivs, Value::On) => set_no_new_privs().map_err(io::Error::from),
-        (Setting::CgroupMemory, Value::Bounds(_, hard)) => group_limit(cgroup, "memory.max", hard),
-        (Setting::CgroupPids, Value::Bounds(_, hard)) => group_limit(cgroup, "pids.max", hard),
+        // Without a delegated group (`cgroup_root` is empty) these are not set.
+        (Setting::Cgroup, _) => Ok(()),
+        (Setting::CgroupMemory | Setting::CgroupPids, _) if cgroup.as_os_str().is_empty() => Ok(()),
+        (Setting::CgroupMemory, Value::Bounds(_, hard)) => {
+            return cgroup::limit(cgroup, "memory.max", hard);
+        }
+        (Setting::CgroupPids, Value::Bounds(_, hard)) => {
+            return cgroup::limit(cgroup, "pids.max", hard);
+        }
         // The reader of limits gives each setting the value of its kind.
         _ => Err(io::ErrorKind::InvalidInput.into()),
     };
     result.map_err(|e| Fault::io(format!("set {limit}"), &e))
-}
-
-/// Without a delegated group (`cgroup_root` is empty) these limits are not set.
-fn group_limit(cgroup: &Path, file: &str, most: Option<u64>) -> io::Result<()> {
-    if cgroup.as_os_str().is_empty() {
-        return Ok(());
-    }
-    match fs::create_dir(cgroup) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-        _ => {}
-    }
-    fs::write(cgroup.join(file), most.map_or_else(|| "max".to_owned(), |n| n.to_string()))
-}
-
-fn join(limits: &[Limit], cgroup: &Path) -> Result<(), Fault> {
-    let grouped = |l: &Limit| matches!(l.setting, Setting::CgroupMemory | Setting::CgroupPids);
-    if cgroup.as_os_str().is_empty() || !limits.iter().any(grouped) {
-        return Ok(());
-    }
-    let file = cgroup.join("cgroup.procs");
-    fs::write(&file, "0").map_err(|e| Fault::io(format!("write {}", file.display()), &e))
 }
 
 const fn rlimit(resource: Resource) -> Rlimit {

@@ -38,6 +38,9 @@ pub struct Instance {
     master: Option<Child>,
     /// Where its programs are.
     programs: PathBuf,
+    /// What the master is started with: a command before its own, and the environment.
+    prefix: Vec<String>,
+    environment: Vec<(String, String)>,
     /// The end was checked.
     checked: bool,
 }
@@ -60,6 +63,8 @@ impl Instance {
             port: 0,
             master: None,
             programs: binaries::directory().to_path_buf(),
+            prefix: Vec::new(),
+            environment: Vec::new(),
             checked: false,
         };
         instance.lay_out();
@@ -106,6 +111,18 @@ impl Instance {
         self
     }
 
+    /// Starts the master by another command, which executes it in its place.
+    pub fn started_by(&mut self, words: &[&str]) -> &mut Self {
+        self.prefix = words.iter().map(|w| (*w).to_owned()).collect();
+        self
+    }
+
+    /// Sets an environment variable of the master.
+    pub fn environment(&mut self, name: &str, value: &str) -> &mut Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// The instance's directory.
     #[must_use]
     pub fn root(&self) -> &Path {
@@ -130,7 +147,7 @@ impl Instance {
         Logbook::at(&self.root().join("log"))
     }
 
-    /// A program of the workspace, told of this instance in the environment.
+    /// A program of the workspace, or by an absolute path, told of this instance in the environment.
     #[must_use]
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.programs.join(program));
@@ -181,7 +198,10 @@ impl Instance {
         self.write();
         let before = self.log().count("daemon started");
         let errors = File::create(self.root().join("stderr")).expect("/tmp has room");
-        let mut command = self.command("master");
+        let master = self.programs.join("master").display().to_string();
+        let words: Vec<String> = self.prefix.iter().cloned().chain([master]).collect();
+        let mut command = self.command(&words[0]);
+        command.args(&words[1..]).envs(self.environment.iter().cloned());
         command.args(["-c".as_ref(), self.config().as_os_str()]).stdout(Stdio::null());
         let mut child = command.stderr(errors).spawn().expect("master was built");
         wait::until("the master to serve", wait::LONG, || {

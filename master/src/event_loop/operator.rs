@@ -1,6 +1,7 @@
 //! operator - what comes over the control socket
 
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use mio::Interest;
 use worker_proto::clock::Time;
@@ -10,6 +11,9 @@ use super::{Extent, Master, Source, Timer};
 use crate::avail::Event;
 use crate::control::{ASK_TIME, Progress};
 use crate::report::{self, Row, State, WorkerRow};
+
+/// How long after a change the service manager is told.
+const STATUS_PAUSE: Duration = Duration::from_secs(1);
 
 impl Master {
     pub(super) fn accept_clients(&mut self, now: Time) {
@@ -109,6 +113,24 @@ impl Master {
             self.feed(now, id, Event::Reset);
         }
         (0, format!("service \"{name}\": failures forgotten\n"))
+    }
+
+    /// The service manager hears of it soon: not at once, as what happens now may go on for a while.
+    pub(super) fn status_changed(&mut self, now: Time) {
+        if self.manager.listens() {
+            self.timers.set(Timer::Status, Some(now + STATUS_PAUSE));
+        }
+    }
+
+    pub(super) fn tell_status(&mut self, now: Time) {
+        self.manager.status(report::summary(&self.rows(now, None)));
+    }
+
+    pub(super) fn watchdog(&mut self, now: Time) {
+        if let Some(interval) = self.manager.watchdog() {
+            self.manager.alive();
+            self.timers.set(Timer::Watchdog, Some(now + interval));
+        }
     }
 
     fn rows(&self, now: Time, name: Option<&str>) -> Vec<Row> {

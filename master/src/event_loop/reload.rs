@@ -12,13 +12,13 @@ use worker_proto::clock::Time;
 use worker_proto::diagnostic::Fault;
 
 use super::helper::Helper;
-use super::service::Service;
+use super::service::{Service, group_of, prepare_groups};
 use super::{Master, ServiceId, Source, Timer};
 use crate::avail::Event;
+use crate::cgroup;
 use crate::conf::{self, Changes, Configured};
 use crate::config::{self, Config, Problems};
 use crate::listen::Listener;
-use crate::monitor;
 use crate::names::{Names, RESOLVE_OPTION};
 use crate::notice::Notice;
 use crate::service::{Endpoint, Key};
@@ -59,7 +59,7 @@ impl Master {
         }
         let directory = self.config.directory.display().to_string();
         Notice::Reload { version: version(), directory }.log();
-        monitor::notify("RELOADING=1");
+        self.manager.reloading(now);
         if let Err(fault) = worker_proto::log::reopen() {
             Notice::Trouble { text: fault.to_string() }.log();
         }
@@ -123,7 +123,8 @@ impl Master {
             Err(problems) => (1, refuse(&problems)),
         };
         if extent != Extent::Look {
-            monitor::notify("READY=1");
+            self.manager.ready();
+            self.status_changed(now);
         }
         if let Some(client) = client {
             self.answer(client, code, &text);
@@ -138,6 +139,9 @@ impl Master {
             Notice::OddConfig { text: warning.to_string() }.log();
         }
         self.keep_fixed(&mut config);
+        if config.master.cgroup_root != self.config.master.cgroup_root {
+            prepare_groups(&config);
+        }
         let changes = self.changes(&config);
         // The services take their definitions with them.
         let mut services: Vec<_> =
@@ -268,7 +272,10 @@ impl Master {
 
     /// A removed service's last worker has ended.
     pub(super) fn forget(&mut self, id: ServiceId) {
-        self.services.remove(&id);
+        let service = self.services.remove(&id);
+        // What its workers have started and left behind.
+        let group = service.and_then(|s| group_of(&s.configured, &self.config));
+        group.iter().for_each(|group| cgroup::end(group));
         self.timers.set(Timer::Policy(id), None);
     }
 

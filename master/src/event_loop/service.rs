@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -15,11 +15,13 @@ use worker_proto::sys::{ChildStack, SpawnImage, Spawned};
 
 use super::Birth;
 use crate::avail::{Pool, WorkerId};
+use crate::cgroup;
 use crate::channel::Channel;
 use crate::conf::Configured;
 use crate::config::Config;
 use crate::limits;
 use crate::listen::Listener;
+use crate::notice::Notice;
 use crate::plan;
 use crate::service::{Endpoint, ServiceDef};
 use crate::stage2;
@@ -123,19 +125,30 @@ impl Service {
     }
 }
 
+/// Makes the delegated control group ready. Without it the limits of some services cannot be set, and
+/// each of them will say so; the others run.
+pub(crate) fn prepare_groups(config: &Config) {
+    let root = &config.master.cgroup_root;
+    if !root.is_empty()
+        && let Err(fault) = cgroup::prepare(Path::new(root))
+    {
+        Notice::Trouble { text: format!("cgroup_root: {fault}") }.log();
+    }
+}
+
+/// The control group of a service that has one.
+pub(super) fn group_of(configured: &Configured, config: &Config) -> Option<PathBuf> {
+    limits::cgroup(&config.master.cgroup_root, &configured.def.ext_name, &configured.limits)
+}
+
 /// A service with limits is started through our own second stage, which sets them.
 fn image(configured: &Configured, birth: &Birth, config: &Config) -> io::Result<SpawnImage> {
     let plan = plan::plan(&configured.def, &config.common.daemon_directory, birth.flags);
     if configured.limits.is_empty() {
         return SpawnImage::new(&plan.path, &plan.args, &birth.environment, plan.stress);
     }
-    let cgroup = match config.master.cgroup_root.as_str() {
-        "" => String::new(),
-        root => {
-            let group = limits::parameter_prefix(&configured.def.ext_name);
-            Path::new(root).join(group).display().to_string()
-        }
-    };
+    let cgroup = group_of(configured, config);
+    let cgroup = cgroup.map_or_else(String::new, |path| path.display().to_string());
     let word = limits::to_word(&configured.limits);
     let args = stage2::command_line(&word, &cgroup, &plan.path, &plan.args);
     let program = birth.program.as_os_str().as_encoded_bytes();

@@ -31,7 +31,6 @@ use crate::conf::Configured;
 use crate::config::Config;
 use crate::control::{ASK_TIME, Control};
 use crate::listen::Listener;
-use crate::monitor;
 use crate::notice::Notice;
 use crate::resume;
 use crate::snapshot::{SavedService, SavedUnbound, SavedWorker, Snapshot};
@@ -131,11 +130,11 @@ impl Master {
             self.end(now, signal);
             return "the master is stopping".to_owned();
         }
-        monitor::notify("RELOADING=1");
+        self.manager.reloading(now);
         let error = self.execute_successor(client, program);
         self.inherit(false);
         let _ = all.thread_unblock();
-        monitor::notify("READY=1");
+        self.manager.ready();
         format!("exec {}: {}", program.display(), errno_text(&error))
     }
 

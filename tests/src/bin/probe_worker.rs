@@ -2,7 +2,7 @@
 //!
 //! Speaks the master/worker interface by hand, so that the tests see the interface and not our
 //! skeletons. What it does at its start comes from its arguments, what it does with a client from the
-//! client: a line of `report`, `hold`, `exit N`, `forge PID GENERATION STATE`, `bytes N`.
+//! client: a line of `report`, `hold`, `exit N`, `orphan`, `forge PID GENERATION STATE`, `bytes N`.
 
 use std::env;
 use std::fs::{self, OpenOptions};
@@ -25,6 +25,13 @@ use worker_proto::sys;
 )]
 fn end(status: i32) -> ! {
     process::exit(status)
+}
+
+/// Starts a process that leaves this one's session and loses its parent at once; tells its id.
+fn orphan() -> String {
+    let script = "setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $!";
+    let output = process::Command::new("sh").args(["-c", script]).output();
+    output.map_or_else(|e| format!("{e}\n"), |o| String::from_utf8_lossy(&o.stdout).into_owned())
 }
 
 fn main() -> ExitCode {
@@ -136,6 +143,7 @@ impl Worker {
                 Some("report") => self.report(),
                 Some("hold") => format!("holding {}\n", pid()),
                 Some("exit") => end(number(1)),
+                Some("orphan") => orphan(),
                 Some("bytes") => {
                     let _ = write(&self.status, &vec![0; usize::try_from(number(1)).unwrap_or(0)]);
                     "sent\n".to_owned()
