@@ -53,7 +53,8 @@ pub const COMMANDS: &[(&str, &str)] = &[
     (
         "status",
         "Say whether it runs, and show every service; with a name, its workers as well. `--json` \
-      prints one object a line.",
+      prints one object a line; without a name the first is of the master: its process id, and \
+      how many descriptors it has open for what.",
     ),
     ("metrics", "Print the state of every service as OpenMetrics text."),
     ("reset", "Forget the failures of a service and let it start workers at once."),

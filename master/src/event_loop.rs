@@ -32,6 +32,7 @@ use crate::signal::Signals;
 use crate::timer::Timers;
 use crate::trigger::Trigger;
 
+mod descriptors;
 mod helper;
 mod operator;
 mod reload;

@@ -40,6 +40,10 @@ pub struct Row {
     pub workers: Vec<WorkerRow>,
 }
 
+/// How many descriptors the master has open, by what they are for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Descriptors(pub Vec<(&'static str, usize)>);
+
 /// What a service is doing; times are seconds from now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
@@ -177,6 +181,13 @@ fn columns<const N: usize>(rows: &[[String; N]]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// The master itself, as a JSON object in a line.
+#[must_use]
+pub fn master_json(pid: u32, descriptors: &Descriptors) -> String {
+    let counts: Vec<_> = descriptors.0.iter().map(|(name, n)| format!("\"{name}\":{n}")).collect();
+    format!("{{\"master\":{pid},\"descriptors\":{{{}}}}}\n", counts.join(","))
 }
 
 /// One JSON object a service, a line each.
@@ -326,6 +337,14 @@ mod tests {
             text.contains("\"workers\":[{\"pid\":77,\"state\":\"busy\",\"served\":2,\"age\":60}]")
         );
         assert_eq!(text.lines().count(), 1);
+    }
+
+    #[test]
+    fn json_of_the_master_counts_its_descriptors() {
+        assert_eq!(
+            master_json(77, &Descriptors(vec![("standard", 3), ("poll", 1)])),
+            "{\"master\":77,\"descriptors\":{\"standard\":3,\"poll\":1}}\n"
+        );
     }
 
     #[test]

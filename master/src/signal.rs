@@ -40,6 +40,12 @@ impl Signals {
         Ok(Self { wake, flags })
     }
 
+    /// How many descriptors this takes: the end that is read, and a writer for each signal.
+    #[must_use]
+    pub const fn descriptors(&self) -> usize {
+        1 + self.flags.len()
+    }
+
     /// The signals that came since the last call, each once.
     pub fn take(&mut self) -> Vec<i32> {
         let mut bytes = [0; 64];

@@ -17,6 +17,7 @@ use nix::unistd::{Gid, Uid, User};
 use tempfile::TempDir;
 
 use crate::binaries;
+use crate::end_of_test;
 use crate::logbook::Logbook;
 use crate::net;
 use crate::process::{self, Process};
@@ -240,12 +241,14 @@ impl Instance {
         workers
     }
 
-    /// Asks the master to stop and waits until it and all its workers have ended.
+    /// Checks the running master, asks it to stop, and waits until it and all its workers have ended.
     ///
     /// # Panics
-    /// Somebody stays.
+    /// Somebody stays, or the master has a zombie or a descriptor too many.
     pub fn stop(&mut self) -> &mut Self {
         let pid = self.master_pid();
+        end_of_test::no_zombie(pid);
+        end_of_test::no_stray_descriptor(pid, &self.queue());
         if let Some(master) = Process::read(pid) {
             master.signal(Signal::SIGTERM);
         }
@@ -275,27 +278,27 @@ impl Instance {
         assert!(gone.is_some(), "left over: {left:#?}\n{}", self.log().text());
     }
 
-    /// Stops the master if it runs and checks the end: nobody left, no zombie, and no complaint in
-    /// the log but those with one of these texts.
+    /// Stops the master if it runs and checks the end ([`end_of_test`]): nobody left, and no complaint
+    /// in the log but those with one of these texts, each of which was made.
     ///
     /// # Panics
     /// One of these does not hold.
-    pub fn finish(mut self, expected: &[&str]) {
+    pub fn finish(self, expected: &[&str]) {
+        self.finish_with(expected, &[]);
+    }
+
+    /// The same, for a test whose end leaves open whether some complaints are made.
+    ///
+    /// # Panics
+    /// As [`Instance::finish`].
+    pub fn finish_with(mut self, expected: &[&str], possible: &[&str]) {
         if self.master.is_some() {
-            let pid = self.master_pid();
-            let mut zombies = process::children(pid);
-            zombies.retain(Process::zombie);
-            // The master reaps in its next turn; only what stays is a fault.
-            wait::until("the master to reap its workers", wait::LONG, || {
-                let all = process::children(pid);
-                let stays = |z: &Process| all.iter().any(|p| p.pid == z.pid && p.zombie());
-                (!zombies.iter().any(stays)).then_some(())
-            });
             self.stop();
         }
+        self.wait_for_nobody();
         self.checked = true;
-        let complaints = self.log().complaints(expected);
-        assert!(complaints.is_empty(), "unexpected in the log: {complaints:#?}");
+        end_of_test::no_stranger(self.root());
+        end_of_test::only_expected_complaints(&self.log(), expected, possible);
     }
 
     fn lay_out(&self) {

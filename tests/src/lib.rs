@@ -3,6 +3,7 @@
 //! This library is the harness; each file in `tests/` is a scenario.
 
 pub mod binaries;
+pub mod end_of_test;
 pub mod instance;
 pub mod logbook;
 pub mod net;

@@ -54,6 +54,22 @@ impl Process {
     }
 }
 
+/// The open descriptors of a process, those that read the list included: number and what it
+/// is. None when the process is gone.
+#[must_use]
+pub fn descriptors(pid: i32) -> Option<Vec<(i32, String)>> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+    let mut found: Vec<_> = entries
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let target = fs::read_link(entry.path()).ok()?;
+            Some((entry.file_name().to_str()?.parse().ok()?, target.display().to_string()))
+        })
+        .collect();
+    found.sort();
+    Some(found)
+}
+
 /// Every process.
 #[must_use]
 pub fn all() -> Vec<Process> {

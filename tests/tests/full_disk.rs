@@ -82,7 +82,7 @@ fn q9_below_queue_minfree_nothing_is_taken() {
     instance.start();
     assert_eq!(submit(&instance, "b@y.example"), 452);
     assert_eq!(relay.taken(), []);
-    instance.finish(&["the disk is full"]);
+    instance.finish(&[]);
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn q9_a_full_disk_refuses_and_loses_nothing() {
     assert_eq!(arrived.len(), distinct.len(), "sent again: {arrived:?}");
     instance.stop();
     drop((small, drops));
-    instance.finish(&["the disk is full", " is down: ", "maildrop", "No space left"]);
+    instance.finish(&["the disk is full", " is down: "]);
 }
 
 #[test]

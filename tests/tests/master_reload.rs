@@ -23,7 +23,7 @@ fn w01_a_bad_line_at_reload_changes_nothing_and_belfry_prints_it() {
     let pid = Probe::tcp(port).unwrap().report().unwrap()["pid"].clone();
     wait::until("the worker to be idle again", wait::LONG, || {
         let status = text(&instance.belfry(&["status", "--json"]).stdout);
-        let row: serde_json::Value = serde_json::from_str(&status).ok()?;
+        let row: serde_json::Value = serde_json::from_str(status.lines().nth(1)?).ok()?;
         (row["idle"] == 1).then_some(())
     });
     add_line(&instance, "x unix N - - soon - p");
@@ -293,7 +293,7 @@ fn b03_a_second_master_is_refused_and_the_first_goes_on() {
     instance.stop();
     let test = instance.command("master").arg("-t").output().unwrap();
     assert_eq!(test.status.code(), Some(0), "A08: none runs");
-    instance.finish(&["unable to set exclusive lock"]);
+    instance.finish(&[]);
 }
 
 #[test]

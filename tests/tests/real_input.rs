@@ -82,13 +82,9 @@ fn q05_kill_9_of_qmgr_and_agents_loses_nothing() {
     assert_eq!(distinct.len(), MESSAGES, "{} messages are lost", MESSAGES - distinct.len());
     let repeats = recipients.len() - distinct.len();
     assert!(repeats <= in_flight, "{repeats} repeats with {in_flight} agents in flight");
-    instance.finish(&[
-        "killed by signal 9",
-        "its delivery agent has died",
-        "connection of qmgr",
-        "throttling",
-        "is down",
-    ]);
+    // What else is said depends on what they were doing.
+    let possible = ["its delivery agent has died", "connection of qmgr", "throttling", "is down"];
+    instance.finish_with(&["killed by signal 9"], &possible);
 }
 
 #[test]
@@ -122,11 +118,6 @@ fn q04_what_was_acknowledged_survives_kill_9_of_qmgr_while_it_comes_in() {
     let arrived: BTreeSet<_> = sink.recipients().into_iter().collect();
     assert_eq!(taken.difference(&arrived).collect::<Vec<_>>(), [] as [&String; 0], "lost");
     assert_eq!(arrived.len(), 400);
-    instance.finish(&[
-        "killed by signal 9",
-        "its delivery agent has died",
-        "connection of qmgr",
-        "throttling",
-        "offer to",
-    ]);
+    let possible = ["its delivery agent has died", "connection of qmgr", "throttling", "offer to"];
+    instance.finish_with(&["killed by signal 9"], &possible);
 }

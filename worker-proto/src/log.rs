@@ -117,6 +117,16 @@ pub fn reopen() -> Result<(), Fault> {
     Ok(())
 }
 
+/// How many descriptors the log has open beside standard output and error.
+#[must_use]
+pub fn descriptors() -> usize {
+    let output = OUTPUT.get().map(|o| o.lock().unwrap_or_else(PoisonError::into_inner));
+    output.map_or(0, |output| match output.stream {
+        Stream::Stderr | Stream::Stdout => 0,
+        Stream::File(_) | Stream::Syslog(..) => 1,
+    })
+}
+
 /// Whether lines go to standard error as well, for a start that an operator waits for.
 pub fn tee_stderr(on: bool) {
     if let Some(output) = OUTPUT.get() {

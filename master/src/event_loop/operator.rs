@@ -82,7 +82,10 @@ impl Master {
             ["diff"] => return self.reload(now, Some(number), Extent::Look),
             ["pid"] => (0, format!("{}\n", std::process::id())),
             ["status"] => (0, report::table(&self.rows(now, None))),
-            ["status", "--json"] => (0, report::json(&self.rows(now, None))),
+            ["status", "--json"] => {
+                let master = report::master_json(std::process::id(), &self.descriptors());
+                (0, master + &report::json(&self.rows(now, None)))
+            }
             ["metrics"] => (0, report::metrics(&self.rows(now, None))),
             ["status", "--json", name] | ["status", name, "--json"] => {
                 named(name, &self.rows(now, Some(name)), report::json)

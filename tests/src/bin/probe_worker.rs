@@ -6,15 +6,21 @@
 
 use std::env;
 use std::fs::{self, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::process::{self, ExitCode};
 use std::time::Duration;
 
+use belfry_tests::end_of_test::STRANGERS;
+use belfry_tests::process::descriptors;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::unistd::{read, write};
-use worker_proto::abi::{GENERATION_ENV, Generation, LISTEN_FD, STATUS_FD, Transport};
+use worker_proto::abi::{
+    CONFIG_ENV, FLOW_READ_FD, FLOW_WRITE_FD, GENERATION_ENV, Generation, LISTEN_FD, STATUS_FD,
+    Transport,
+};
 use worker_proto::client::Client;
 use worker_proto::status::{Availability, StatusRecord};
 use worker_proto::sys;
@@ -36,13 +42,19 @@ fn orphan() -> String {
 
 fn main() -> ExitCode {
     // Before anything is opened: what the master has left open.
-    let fds = open_fds();
+    let fds = open_descriptors();
     let args: Vec<String> = env::args().collect();
     let has = |word: &str| args.iter().any(|a| a == word);
     let value = |name: &str| {
         let prefix = format!("{name}=");
         args.iter().find_map(|a| a.strip_prefix(&prefix).map(str::to_owned))
     };
+    let after = |letter: &str| args.iter().position(|a| a == letter).map(|at| args[at + 1].clone());
+    let sockets: i32 = after("-s").map_or(1, |n| n.parse().expect("-s N"));
+    let transport: Transport = after("-t").expect("-t TYPE").parse().expect("-t TYPE");
+    if let Some(strangers) = strangers(&fds, sockets, transport) {
+        report_strangers(&strangers);
+    }
     if has("exit0") {
         return ExitCode::SUCCESS;
     }
@@ -55,13 +67,11 @@ fn main() -> ExitCode {
     if let Some(ms) = value("slow") {
         std::thread::sleep(Duration::from_millis(ms.parse().expect("slow=MS")));
     }
-    let after = |letter: &str| args.iter().position(|a| a == letter).map(|at| args[at + 1].clone());
-    let sockets: i32 = after("-s").map_or(1, |n| n.parse().expect("-s N"));
-    let transport: Transport = after("-t").expect("-t TYPE").parse().expect("-t TYPE");
     let status = sys::take_fd(STATUS_FD).expect("the master passes 5");
     let listen: Vec<OwnedFd> = (LISTEN_FD..LISTEN_FD + sockets)
         .map(|n| sys::take_fd(n).expect("the master passes 6 and up"))
         .collect();
+    let fds = words(&fds);
     let worker = Worker { status, fds, stays: has("ignore-end"), once: has("once") };
     worker.serve(&listen, transport, value("trace").as_deref());
     ExitCode::SUCCESS
@@ -213,19 +223,41 @@ fn note(trace: Option<&str>, bytes: &[u8]) {
     let _ = file.and_then(|mut f| f.write_all(line.as_bytes()));
 }
 
-/// `number=what` of each open descriptor, without the one that reads the list.
-fn open_fds() -> String {
-    let mut found: Vec<(i32, String)> = Vec::new();
-    let entries = fs::read_dir("/proc/self/fd").into_iter().flatten();
-    for entry in entries.filter_map(io::Result::ok) {
-        let number = entry.file_name().to_string_lossy().parse().unwrap_or(-1);
-        let Ok(target) = fs::read_link(entry.path()) else { continue };
-        let target = target.display().to_string();
-        if !target.ends_with("/fd") {
-            found.push((number, target.split(':').next().unwrap_or("").to_owned()));
-        }
-    }
-    found.sort();
-    let words: Vec<_> = found.into_iter().map(|(n, t)| format!("{n}={t}")).collect();
+/// Number and kind of each open descriptor, without the one that reads the list.
+fn open_descriptors() -> Vec<(i32, String)> {
+    let mut found = descriptors(pid()).unwrap_or_default();
+    found.retain(|(_, target)| !target.ends_with("/fd"));
+    let kind = |target: String| target.split(':').next().unwrap_or("").to_owned();
+    found.into_iter().map(|(number, target)| (number, kind(target))).collect()
+}
+
+/// `number=kind` of each.
+fn words(fds: &[(i32, String)]) -> String {
+    let words: Vec<_> = fds.iter().map(|(number, kind)| format!("{number}={kind}")).collect();
     words.join(" ")
+}
+
+/// What a worker has beside or in place of what the interface says (H01).
+fn strangers(fds: &[(i32, String)], sockets: i32, transport: Transport) -> Option<String> {
+    let numbers: Vec<i32> = fds.iter().map(|(number, _)| *number).collect();
+    let wanted: Vec<i32> = (0..LISTEN_FD + sockets).collect();
+    let expected = |(number, kind): &(i32, String)| match *number {
+        0..=2 => true,
+        FLOW_READ_FD | FLOW_WRITE_FD => kind == "pipe",
+        STATUS_FD => kind == "socket",
+        _ if transport == Transport::Fifo => kind.starts_with('/'),
+        _ => kind == "socket",
+    };
+    let exact = numbers == wanted && fds.iter().all(expected);
+    (!exact).then(|| words(fds))
+}
+
+/// Leaves a line for the end of the test.
+fn report_strangers(strangers: &str) {
+    let config = env::var_os(CONFIG_ENV).expect("the master passes it");
+    let path = Path::new(&config).with_file_name(STRANGERS);
+    let argv = env::args().collect::<Vec<_>>().join(" ");
+    let file = OpenOptions::new().append(true).create(true).open(path);
+    let written = file.and_then(|mut f| writeln!(f, "{argv}: {strangers}"));
+    written.expect("there is room in the test's directory");
 }
