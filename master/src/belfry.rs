@@ -162,7 +162,7 @@ fn tell(problems: &Problems) -> Told {
     for line in problems.to_string().lines() {
         let _ = writeln!(io::stderr(), "{line}");
     }
-    say_error(&format!("fatal: {} errors in the configuration", problems.count()));
+    say_error(&format!("fatal: {} in the configuration", problems.tally()));
     Told
 }
 

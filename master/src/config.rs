@@ -57,6 +57,15 @@ impl Problems {
         let errors = self.diagnostics.iter().filter(|d| any_error(std::slice::from_ref(d)));
         errors.count() + self.faults.len()
     }
+
+    /// The same in words: `1 error`, `2 errors`.
+    #[must_use]
+    pub fn tally(&self) -> String {
+        match self.count() {
+            1 => "1 error".to_owned(),
+            n => format!("{n} errors"),
+        }
+    }
 }
 
 impl From<Fault> for Problems {

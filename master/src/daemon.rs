@@ -131,8 +131,10 @@ fn run(options: &Options, name: &str, words: &[OsString]) -> Result<ExitCode, Re
         set_child_subreaper(true).map_err(|e| Fault::io("subreaper", &e.into()))?;
     }
     let tag = format!("{}/{name}", config.common.syslog_name);
-    let logged = log::init(&tag, verbose, &Sink::choose(&config.common));
-    log::tee_stderr(true);
+    let sink = Sink::choose(&config.common);
+    let logged = log::init(&tag, verbose, &sink);
+    // A container gathers both outputs in one log.
+    log::tee_stderr(sink != Sink::Stdout);
     log::log_panics();
     if let Err(fault) = logged {
         Notice::Trouble { text: fault.to_string() }.log();

@@ -71,8 +71,8 @@ notices! {
         => "reload done: {added} added, {removed} removed, {changed} changed, {kept} kept";
     /// The configuration has errors, each logged above. Nothing has changed: the services run as
     /// before. Mend the files and reload again.
-    Error ReloadRefused { errors: usize = 2_usize }
-        => "reload refused: {errors} errors; the running configuration stays in force";
+    Error ReloadRefused { errors: String = "2 errors" }
+        => "reload refused: {errors}; the running configuration stays in force";
     /// `belfry upgrade`: the program is asked whether it can go on from here.
     Info Upgrade { version: String = "0.1.0", program: String = "/usr/libexec/belfry/master" }
         => "upgrade -- version {version}, program {program}";

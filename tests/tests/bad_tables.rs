@@ -86,7 +86,7 @@ fn a_bad_reload_is_told_and_changes_nothing() {
     assert_eq!(output.status.code(), Some(1));
     let text = said(&output);
     assert!(text.contains("master.cf:2:18: field \"wakeup\": bad value: \"x\""), "{text}");
-    instance.log().wait_for("error: reload refused: 1 errors");
+    instance.log().wait_for("error: reload refused: 1 error;");
     let status = instance.belfry(&["status"]);
     let status = String::from_utf8_lossy(&status.stdout).into_owned();
     assert!(status.contains(&format!("127.0.0.1:{port}")) && !status.contains("extra"), "{status}");
@@ -98,7 +98,7 @@ fn a_bad_reload_is_told_and_changes_nothing() {
     instance.log().wait_for("reload done: 1 added, 0 removed");
     assert!(instance.queue().join("private/extra").exists());
     assert_eq!(instance.master_pid(), pid);
-    instance.finish(&["master.cf:2:18", "reload refused: 1 errors"]);
+    instance.finish(&["master.cf:2:18", "reload refused: 1 error;"]);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What a worker has from its master, and how workers come and go.
 
+use std::os::unix::net::UnixStream;
+
 use belfry_tests::probe::Probe;
 use belfry_tests::{Instance, net, wait};
 
@@ -303,4 +305,23 @@ fn a04_dash_capital_d_runs_the_debugger_command_on_the_master() {
         .signal(nix::sys::signal::Signal::SIGTERM);
     master.wait().unwrap();
     instance.finish(&[]);
+}
+
+/// Too many connections once ended qmgr, with whatever it had in hand.
+#[test]
+fn a_resident_worker_without_room_for_a_client_goes_on() {
+    let mut instance = Instance::new();
+    instance.parameter("qmgr_rlimit_nofile", "24").start();
+    let qmgr = || instance.workers("qmgr").first().map(|w| w.pid);
+    let pid = wait::until("qmgr", wait::LONG, qmgr);
+    let socket = instance.queue().join("private/qmgr");
+    let clients: Vec<_> = (0..40).map(|_| UnixStream::connect(&socket).unwrap()).collect();
+    instance.log().wait_for("accept connection: Too many open files -- trying again");
+    drop(clients);
+    let mut sendmail = instance.command("sendmail");
+    let sent = sendmail.arg("admin@test.example").status().expect("sendmail was built");
+    assert!(sent.success());
+    instance.log().wait_for("from=<");
+    assert_eq!(qmgr(), Some(pid), "it is still the same");
+    instance.finish(&["Too many open files", "relayhost is empty"]);
 }

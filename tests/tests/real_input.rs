@@ -59,6 +59,30 @@ fn a_thousand_messages_arrive_once_each() {
 
 #[test]
 #[cfg_attr(not(peer_postfix), ignore = "Debian's postfix is not installed")]
+fn w22_upgrades_while_mail_goes_through_lose_and_double_nothing() {
+    let mut instance = Instance::new();
+    let sink = relayed(&mut instance);
+    instance.start();
+    let pid = instance.master_pid();
+    let mut upgrades = 0;
+    std::thread::scope(|scope| {
+        let source = scope.spawn(|| hand_in(&instance));
+        while !source.is_finished() {
+            let upgrade = instance.belfry(&["upgrade"]);
+            assert!(upgrade.status.success(), "{upgrade:?}");
+            upgrades += 1;
+        }
+    });
+    assert!(upgrades > 0 && instance.master_pid() == pid);
+    drained(&instance);
+    let recipients = sink.recipients();
+    let distinct: BTreeSet<_> = recipients.iter().collect();
+    assert_eq!((recipients.len(), distinct.len()), (MESSAGES, MESSAGES), "{upgrades} upgrades");
+    instance.finish(&[]);
+}
+
+#[test]
+#[cfg_attr(not(peer_postfix), ignore = "Debian's postfix is not installed")]
 fn q05_kill_9_of_qmgr_and_agents_loses_nothing() {
     let mut instance = Instance::new();
     let sink = relayed(&mut instance);

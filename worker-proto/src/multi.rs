@@ -17,6 +17,7 @@ use crate::client::Client;
 use crate::clock::Time;
 use crate::diagnostic::Fault;
 use crate::server::{self, Configured, Jailed, Limit};
+use crate::sys::errno_text;
 use crate::watchdog;
 
 /// What a program does in its loop. Every call gets the time of the turn.
@@ -69,6 +70,8 @@ const FIRST_LISTEN: usize = 1;
 const FIRST_OWN: usize = 1024;
 /// The loop turns at least this often.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// How long nobody is let in when there was no room.
+const CROWDED_PAUSE: Duration = Duration::from_secs(1);
 
 impl Reactor {
     /// Waits for something; it must stay open until [`Reactor::remove`].
@@ -120,10 +123,12 @@ impl Jailed {
         }
         let mut events = Events::with_capacity(256);
         let mut retired = false;
+        let mut crowded: Option<Time> = None;
         service.start(&mut reactor, Time::now())?;
         service.turn_end(&mut reactor, Time::now());
         while !service.is_done() {
-            let wait = service.deadline().map_or(LONGEST_WAIT, |at| at.since(Time::now()));
+            let next = service.deadline().into_iter().chain(crowded).min();
+            let wait = next.map_or(LONGEST_WAIT, |at| at.since(Time::now()));
             match reactor.poll.poll(&mut events, Some(wait.min(LONGEST_WAIT))) {
                 Err(e) if e.kind() != io::ErrorKind::Interrupted => return Err(system(&e)),
                 _ => {}
@@ -131,6 +136,16 @@ impl Jailed {
             watchdog::start(self.common.daemon_timeout);
             let now = Time::now();
             let mut used = false;
+            if crowded.is_some_and(|until| until <= now) {
+                crowded = None;
+                // Who waits is reported again.
+                for (listen, number) in self.listen.iter().zip(FIRST_LISTEN..) {
+                    let (registry, source) = (reactor.poll.registry(), listen.as_raw_fd());
+                    registry
+                        .reregister(&mut SourceFd(&source), Token(number), Interest::READABLE)
+                        .map_err(|e| system(&e))?;
+                }
+            }
             for event in &events {
                 match event.token() {
                     STATUS if !retired => {
@@ -138,11 +153,21 @@ impl Jailed {
                         service.retire(&mut reactor, now);
                     }
                     STATUS => {}
+                    Token(n) if n < FIRST_OWN && crowded.is_some() => {}
                     Token(n) if n < FIRST_OWN => {
                         let listen = self.listen[n - FIRST_LISTEN].as_fd();
-                        while let Some(client) =
-                            Client::accept(listen, self.transport).map_err(|e| system(&e))?
-                        {
+                        loop {
+                            let client = match Client::accept(listen, self.transport) {
+                                Ok(Some(client)) => client,
+                                Ok(None) => break,
+                                Err(e) if is_crowded(&e) => {
+                                    let reason = errno_text(&e);
+                                    log::warn!("accept connection: {reason} -- trying again");
+                                    crowded = Some(now + CROWDED_PAUSE);
+                                    break;
+                                }
+                                Err(e) => return Err(system(&e)),
+                            };
                             if !used {
                                 status.taken();
                                 used = true;
@@ -167,4 +192,11 @@ impl Jailed {
         }
         Ok(())
     }
+}
+
+/// The system has no room for another connection. Those that are there go on, and one that ends makes
+/// room.
+fn is_crowded(error: &io::Error) -> bool {
+    let crowded = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    error.raw_os_error().is_some_and(|code| crowded.contains(&code))
 }

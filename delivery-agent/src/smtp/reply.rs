@@ -31,12 +31,6 @@ impl Reply {
         self.code / 100 == 2
     }
 
-    /// 4xx.
-    #[must_use]
-    pub const fn is_transient(&self) -> bool {
-        self.code / 100 == 4
-    }
-
     /// 5xx.
     #[must_use]
     pub const fn is_permanent(&self) -> bool {
@@ -127,12 +121,6 @@ impl ReplyReader {
             }
         }
         Ok((taken, None))
-    }
-
-    /// Whether part of a reply has been read.
-    #[must_use]
-    pub const fn is_partial(&self) -> bool {
-        !self.line.is_empty() || !self.lines.is_empty()
     }
 
     fn end_of_line(&mut self) -> Result<Option<Reply>, BadReply> {

@@ -363,7 +363,7 @@ pub(super) fn version() -> String {
 
 fn refuse(problems: &Problems) -> String {
     log_problems(problems);
-    let notice = Notice::ReloadRefused { errors: problems.count() };
+    let notice = Notice::ReloadRefused { errors: problems.tally() };
     notice.log();
     format!("{problems}{notice}\n")
 }
