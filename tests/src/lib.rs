@@ -2,6 +2,7 @@
 //!
 //! This library is the harness; each file in `tests/` is a scenario.
 
+pub mod bench;
 pub mod binaries;
 pub mod end_of_test;
 pub mod instance;

@@ -6,15 +6,10 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{PermissionsExt, chown};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, User};
-use tempfile::TempDir;
+use belfry_tests::bench::{Kind, Master};
 use worker_proto::clock::Time;
 
 /// How many knocks are measured for each master and size, in rounds that take turns.
@@ -23,20 +18,6 @@ const KNOCKS: usize = 40;
 /// Clients that knock together, and how long their worker takes to come up.
 const BURST: usize = 8;
 const SLOW_START: Duration = Duration::from_millis(250);
-
-/// Which master.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Ours,
-    Postfix,
-}
-
-/// A running master with its table.
-struct Master {
-    dir: TempDir,
-    child: Child,
-    kind: Kind,
-}
 
 /// What was measured of one master at one size.
 #[derive(Default)]
@@ -93,7 +74,7 @@ fn measure(size: usize) -> io::Result<(Measured, Measured)> {
     let mut masters = Vec::new();
     for (kind, measured) in &mut pair {
         let before = Time::now();
-        let master = Master::start(*kind, size)?;
+        let master = start(*kind, size)?;
         measured.start = milliseconds(Time::now().since(before));
         masters.push(master);
     }
@@ -101,170 +82,69 @@ fn measure(size: usize) -> io::Result<(Measured, Measured)> {
     for _ in 0..ROUNDS {
         for (master, (_, measured)) in masters.iter().zip(&mut pair) {
             for _ in 0..KNOCKS {
-                measured.cold.push(master.knock("cold")?);
+                measured.cold.push(milliseconds(master.knock("cold")?));
             }
         }
     }
-    for (master, (_, measured)) in masters.iter_mut().zip(&mut pair) {
+    for (master, (_, measured)) in masters.iter().zip(&mut pair) {
         master.knock("warm")?;
         let before = Time::now();
         for _ in 0..1000 {
             master.knock("warm")?;
         }
         measured.warm = milliseconds(Time::now().since(before)) / 1000.0;
-        measured.burst = master.burst()?;
-        measured.rss = master.status_kib("VmRSS:")? / 1024.0;
-        let fds = fs::read_dir(format!("/proc/{}/fd", master.child.id()))?;
-        #[expect(clippy::cast_precision_loss, reason = "a few ten thousand")]
-        let fds = fds.count() as f64;
-        measured.fds = fds;
-        measured.reload = master.reload()?;
+        measured.burst = burst(master)?;
+        measured.rss = number(master.resident()?) / 1024.0;
+        measured.fds = number(master.descriptors()? as u64);
+        measured.reload = reload(master)?;
     }
     Ok((ours, theirs))
 }
 
-impl Master {
-    fn start(kind: Kind, size: usize) -> io::Result<Self> {
-        let dir = tempfile::Builder::new().prefix("bfbench").tempdir_in("/tmp")?;
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
-        let at = dir.path();
-        let owner =
-            User::from_name("postfix")?.ok_or_else(|| io::Error::other("no user postfix"))?;
-        for sub in ["etc", "libexec", "q", "q/pid", "q/private", "q/public", "d"] {
-            fs::create_dir(at.join(sub))?;
-        }
-        for sub in ["q/private", "q/public", "d"] {
-            chown(at.join(sub), Some(owner.uid.as_raw()), Some(owner.gid.as_raw()))?;
-        }
-        let programs = programs()?;
-        fs::copy(programs.join("bench_worker"), at.join("libexec/bench_worker"))?;
-        let root = at.display();
-        let main_cf = format!(
-            "compatibility_level = 3.6\nqueue_directory = {root}/q\ndata_directory = {root}/d\n\
-             daemon_directory = {root}/libexec\nmail_owner = postfix\nsetgid_group = postdrop\n\
-             maillog_file = {root}/log\nmaillog_file_prefixes = /tmp\ninet_protocols = ipv4\n\
-             myhostname = bench.example\n\
-             burst_start_burst = {BURST}\n"
-        );
-        fs::write(at.join("etc/main.cf"), main_cf)?;
-        let slow = SLOW_START.as_millis();
-        let mut table = format!(
-            "cold unix n n n - - bench_worker once\nwarm unix n n n - - bench_worker\n\
-             burst unix n n n - - bench_worker hold slow={slow}\n"
-        );
-        if kind == Kind::Postfix {
-            table += "postlog unix-dgram n - n - 1 postlogd\n";
-            fs::copy("/usr/lib/postfix/sbin/postlogd", at.join("libexec/postlogd"))?;
-        }
-        for n in 4..=size {
-            table += &format!("s{n} unix n n n - - bench_worker\n");
-        }
-        fs::write(at.join("etc/master.cf"), table)?;
-        let program = match kind {
-            Kind::Ours => programs.join("master"),
-            Kind::Postfix => PathBuf::from("/usr/lib/postfix/sbin/master"),
-        };
-        let child = Command::new(program)
-            .args(["-c".as_ref(), at.join("etc").as_os_str()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let master = Self { dir, child, kind };
-        // The last service's socket answers when all are there.
-        let last = if size >= 4 { format!("s{size}") } else { "burst".to_owned() };
-        let end = Time::now() + Duration::from_secs(60);
-        while master.connect(&last).is_err() {
-            if Time::now() > end {
-                return Err(io::Error::other("a master does not start"));
-            }
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        master.knock("cold")?;
-        Ok(master)
+fn start(kind: Kind, size: usize) -> io::Result<Master> {
+    let slow = SLOW_START.as_millis();
+    let mut table = format!(
+        "cold unix n n n - - bench_worker once\nwarm unix n n n - - bench_worker\n\
+         burst unix n n n - - bench_worker hold slow={slow}\n"
+    );
+    for n in 4..=size {
+        table += &format!("s{n} unix n n n - - bench_worker\n");
     }
-
-    fn connect(&self, service: &str) -> io::Result<UnixStream> {
-        let stream = UnixStream::connect(self.path(&format!("q/public/{service}")))?;
-        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-        Ok(stream)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    /// Milliseconds from connect to the worker's first byte.
-    fn knock(&self, service: &str) -> io::Result<f64> {
-        let before = Time::now();
-        let mut stream = self.connect(service)?;
-        stream.read_exact(&mut [0; 1])?;
-        Ok(milliseconds(Time::now().since(before)))
-    }
-
-    /// Milliseconds until the last of several clients that knock together is answered.
-    fn burst(&self) -> io::Result<f64> {
-        let before = Time::now();
-        let mut clients = Vec::new();
-        for _ in 0..BURST {
-            clients.push(self.connect("burst")?);
-        }
-        for client in &mut clients {
-            client.read_exact(&mut [0; 1])?;
-        }
-        Ok(milliseconds(Time::now().since(before)))
-    }
-
-    /// Milliseconds until a reload that adds a service has brought it up.
-    fn reload(&self) -> io::Result<f64> {
-        let table = self.path("etc/master.cf");
-        let text = fs::read_to_string(&table)? + "added unix n n n - - bench_worker\n";
-        fs::write(&table, text)?;
-        let before = Time::now();
-        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(0)), Signal::SIGHUP)?;
-        let end = before + Duration::from_secs(120);
-        while self.connect("added").is_err() {
-            if Time::now() > end {
-                return Err(io::Error::other("a reload does not end"));
-            }
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        Ok(milliseconds(Time::now().since(before)))
-    }
-
-    fn status_kib(&self, field: &str) -> io::Result<f64> {
-        let text = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = text.lines().find(|l| l.starts_with(field)).unwrap_or_default();
-        Ok(line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0.0))
-    }
+    let master = Master::start(kind, &format!("burst_start_burst = {BURST}\n"), &table)?;
+    master.knock("cold")?;
+    Ok(master)
 }
 
-impl Drop for Master {
-    fn drop(&mut self) {
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(0));
-        let _ = kill(pid, Signal::SIGTERM);
-        let _ = self.child.wait();
-        let left = belfry_tests::process::below(self.dir.path());
-        left.iter().for_each(|p| p.signal(Signal::SIGKILL));
-        debug_assert!(matches!(self.kind, Kind::Ours | Kind::Postfix));
+/// Milliseconds until the last of several clients that knock together is answered.
+fn burst(master: &Master) -> io::Result<f64> {
+    let before = Time::now();
+    let mut clients = Vec::new();
+    for _ in 0..BURST {
+        clients.push(master.connect("burst")?);
     }
+    for client in &mut clients {
+        client.read_exact(&mut [0; 1])?;
+    }
+    Ok(milliseconds(Time::now().since(before)))
 }
 
-/// Where the programs of this build are.
-fn programs() -> io::Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let directory = own.parent().map(Path::to_path_buf).unwrap_or_default();
-    for program in ["master", "bench_worker"] {
-        if !directory.join(program).exists() {
-            let hint = "cargo build --release --workspace --bins";
-            return Err(io::Error::other(format!("{program} is not built: {hint}")));
-        }
-    }
-    Ok(directory)
+/// Milliseconds until a reload that adds a service has brought it up.
+fn reload(master: &Master) -> io::Result<f64> {
+    let text = fs::read_to_string(master.table())? + "added unix n n n - - bench_worker\n";
+    fs::write(master.table(), text)?;
+    let before = Time::now();
+    master.hang_up()?;
+    master.wait("a reload", || master.connect("added").is_ok())?;
+    Ok(milliseconds(Time::now().since(before)))
 }
 
 fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a few ten thousand")]
+fn number(n: u64) -> f64 {
+    n as f64
 }
 
 #[expect(
