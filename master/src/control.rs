@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use worker_proto::diagnostic::Fault;
 use worker_proto::sys;
 
+use crate::request;
+
 /// The socket, below the queue directory.
 pub const PATH: &str = "pid/control";
 /// How long a client may take to ask.
@@ -187,15 +189,13 @@ impl Client {
             // It waits for its answer; when it goes away, the answer goes nowhere.
             return if end { Progress::Done } else { Progress::Wait };
         }
-        let line = self.input.split(|&b| b == b'\n').next().unwrap_or(&[]);
-        let complete = self.input.contains(&b'\n');
-        match (complete, end) {
-            (true, _) => {
+        match request::line(&self.input) {
+            Some(line) => {
                 self.asked = true;
-                Progress::Asked(String::from_utf8_lossy(line).trim().to_owned())
+                Progress::Asked(line)
             }
-            (false, true) => Progress::Done,
-            (false, false) => Progress::Wait,
+            None if end => Progress::Done,
+            None => Progress::Wait,
         }
     }
 

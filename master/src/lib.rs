@@ -25,6 +25,7 @@ pub mod params;
 pub mod plan;
 pub mod remains;
 pub mod report;
+pub mod request;
 pub mod resume;
 pub mod service;
 pub mod signal;

@@ -43,6 +43,7 @@ const MASTER: &[&str] = &[
     "conf",
     "timer",
     "report",
+    "request",
     // The system.
     "owner",
     "names",

@@ -11,6 +11,7 @@ use super::{Extent, Master, Source, Timer};
 use crate::avail::Event;
 use crate::control::{ASK_TIME, Progress};
 use crate::report::{self, Row, State, WorkerRow};
+use crate::request::Request;
 
 /// How long after a change the service manager is told.
 const STATUS_PAUSE: Duration = Duration::from_secs(1);
@@ -74,32 +75,36 @@ impl Master {
         }
     }
 
-    fn request(&mut self, now: Time, number: u64, request: &str) {
-        let words: Vec<&str> = request.split_whitespace().collect();
-        let (code, text) = match words.as_slice() {
-            ["reload"] => return self.reload(now, Some(number), Extent::All),
-            ["reload", "--changed"] => return self.reload(now, Some(number), Extent::Changed),
-            ["diff"] => return self.reload(now, Some(number), Extent::Look),
-            ["pid"] => (0, format!("{}\n", std::process::id())),
-            ["status"] => (0, report::table(&self.rows(now, None))),
-            ["status", "--json"] => {
+    fn request(&mut self, now: Time, number: u64, line: &str) {
+        let (code, text) = match Request::parse(line) {
+            Some(Request::Reload { changed: false }) => {
+                return self.reload(now, Some(number), Extent::All);
+            }
+            Some(Request::Reload { changed: true }) => {
+                return self.reload(now, Some(number), Extent::Changed);
+            }
+            Some(Request::Diff) => return self.reload(now, Some(number), Extent::Look),
+            Some(Request::Upgrade(program)) => return self.upgrade(now, number, &program),
+            Some(Request::Pid) => (0, format!("{}\n", std::process::id())),
+            Some(Request::Metrics) => (0, report::metrics(&self.rows(now, None))),
+            Some(Request::Status { name: None, json: false }) => {
+                (0, report::table(&self.rows(now, None)))
+            }
+            Some(Request::Status { name: None, json: true }) => {
                 let master = report::master_json(std::process::id(), &self.descriptors());
                 (0, master + &report::json(&self.rows(now, None)))
             }
-            ["metrics"] => (0, report::metrics(&self.rows(now, None))),
-            ["status", "--json", name] | ["status", name, "--json"] => {
-                named(name, &self.rows(now, Some(name)), report::json)
+            Some(Request::Status { name: Some(name), json: true }) => {
+                named(&name, &self.rows(now, Some(&name)), report::json)
             }
-            ["status", name] => named(name, &self.rows(now, Some(name)), |rows| {
-                let workers = rows.iter().map(report::workers);
-                report::table(rows) + "\n" + &workers.collect::<Vec<_>>().join("\n")
-            }),
-            ["upgrade", ..] => {
-                let program = request.trim_start().trim_start_matches("upgrade").trim();
-                return self.upgrade(now, number, program);
+            Some(Request::Status { name: Some(name), json: false }) => {
+                named(&name, &self.rows(now, Some(&name)), |rows| {
+                    let workers = rows.iter().map(report::workers);
+                    report::table(rows) + "\n" + &workers.collect::<Vec<_>>().join("\n")
+                })
             }
-            ["reset", name] => self.reset(now, name),
-            _ => (1, format!("unknown request: {request}\n")),
+            Some(Request::Reset(name)) => self.reset(now, &name),
+            None => (1, format!("unknown request: {line}\n")),
         };
         self.answer(number, code, &text);
     }
