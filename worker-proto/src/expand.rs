@@ -14,6 +14,8 @@ pub(crate) struct ExpandError {
 const MAX_DEPTH: usize = 50;
 /// No value of use is longer; nested doubling must not fill the memory of the root process.
 const MAX_LENGTH: usize = 1 << 20;
+/// No value of use refers to more; nested doubling of nothing must not hold up the root process.
+const MAX_REFERENCES: u32 = 10_000;
 
 /// Replaces what `text` refers to; `lookup` gives the unexpanded value of a name.
 pub(crate) fn expand(
@@ -21,78 +23,87 @@ pub(crate) fn expand(
     lookup: &dyn Fn(&str) -> Option<String>,
 ) -> Result<String, ExpandError> {
     let mut out = String::new();
-    expand_into(text, lookup, 0, &mut out)?;
+    Expansion { lookup, references: 0 }.expand(text, 0, &mut out)?;
     Ok(out)
 }
 
-type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
-
-fn expand_into(
-    text: &str,
-    lookup: Lookup<'_>,
-    depth: usize,
-    out: &mut String,
-) -> Result<(), ExpandError> {
-    if depth > MAX_DEPTH || out.len() > MAX_LENGTH {
-        return Err(ExpandError {
-            message: "its \"$name\" parts refer to each other without end".to_owned(),
-            help: "break the circle",
-        });
-    }
-    let mut rest = text;
-    while let Some(dollar) = rest.find('$') {
-        out.push_str(&rest[..dollar]);
-        rest = &rest[dollar + 1..];
-        let open = rest.chars().next();
-        if open == Some('$') {
-            out.push('$');
-            rest = &rest[1..];
-        } else if let Some(close) = open.and_then(closing) {
-            let end = matching(rest, close)?;
-            reference(&rest[1..end], lookup, depth, out)?;
-            rest = &rest[end + 1..];
-        } else {
-            let end = rest.find(|c| !is_name(c)).unwrap_or(rest.len());
-            if end == 0 {
-                return Err(ExpandError {
-                    message: "\"$\" without a name".to_owned(),
-                    help: "write \"$$\" for a dollar sign",
-                });
-            }
-            named(&rest[..end], lookup, depth, out)?;
-            rest = &rest[end..];
-        }
-    }
-    out.push_str(rest);
-    Ok(())
+struct Expansion<'a> {
+    lookup: &'a dyn Fn(&str) -> Option<String>,
+    /// How many there were.
+    references: u32,
 }
 
-/// The inside of `${...}`.
-fn reference(
-    inside: &str,
-    lookup: Lookup<'_>,
-    depth: usize,
-    out: &mut String,
-) -> Result<(), ExpandError> {
-    let inside = inside.trim();
-    let end = inside.find(|c| !is_name(c)).unwrap_or(inside.len());
-    let (name, rest) = (&inside[..end], inside[end..].trim_start());
-    if name.is_empty() {
-        return Err(bad_reference(inside));
+impl Expansion<'_> {
+    fn expand(&mut self, text: &str, depth: usize, out: &mut String) -> Result<(), ExpandError> {
+        if depth > MAX_DEPTH || out.len() > MAX_LENGTH || self.references > MAX_REFERENCES {
+            return Err(ExpandError {
+                message: "its \"$name\" parts refer to each other without end".to_owned(),
+                help: "break the circle",
+            });
+        }
+        let mut rest = text;
+        while let Some(dollar) = rest.find('$') {
+            out.push_str(&rest[..dollar]);
+            rest = &rest[dollar + 1..];
+            let open = rest.chars().next();
+            if open == Some('$') {
+                out.push('$');
+                rest = &rest[1..];
+            } else if let Some(close) = open.and_then(closing) {
+                let end = matching(rest, close)?;
+                self.reference(&rest[1..end], depth, out)?;
+                rest = &rest[end + 1..];
+            } else {
+                let end = rest.find(|c| !is_name(c)).unwrap_or(rest.len());
+                if end == 0 {
+                    return Err(ExpandError {
+                        message: "\"$\" without a name".to_owned(),
+                        help: "write \"$$\" for a dollar sign",
+                    });
+                }
+                self.named(&rest[..end], depth, out)?;
+                rest = &rest[end..];
+            }
+        }
+        out.push_str(rest);
+        Ok(())
     }
-    let mut value = String::new();
-    let Some(operator) = rest.chars().next() else {
-        return named(name, lookup, depth, out);
-    };
-    named(name, lookup, depth, &mut value)?;
-    let (chosen, other) = match operator {
-        '?' => branches(rest[1..].trim_start())?,
-        ':' => (None, Some(branch(rest[1..].trim())?)),
-        _ => return Err(bad_reference(inside)),
-    };
-    match if value.is_empty() { other } else { chosen } {
-        Some(text) => expand_into(text, lookup, depth + 1, out),
-        None => Ok(()),
+
+    /// The inside of `${...}`.
+    fn reference(
+        &mut self,
+        inside: &str,
+        depth: usize,
+        out: &mut String,
+    ) -> Result<(), ExpandError> {
+        let inside = inside.trim();
+        let end = inside.find(|c| !is_name(c)).unwrap_or(inside.len());
+        let (name, rest) = (&inside[..end], inside[end..].trim_start());
+        if name.is_empty() {
+            return Err(bad_reference(inside));
+        }
+        let mut value = String::new();
+        let Some(operator) = rest.chars().next() else {
+            return self.named(name, depth, out);
+        };
+        self.named(name, depth, &mut value)?;
+        let (chosen, other) = match operator {
+            '?' => branches(rest[1..].trim_start())?,
+            ':' => (None, Some(branch(rest[1..].trim())?)),
+            _ => return Err(bad_reference(inside)),
+        };
+        match if value.is_empty() { other } else { chosen } {
+            Some(text) => self.expand(text, depth + 1, out),
+            None => Ok(()),
+        }
+    }
+
+    fn named(&mut self, name: &str, depth: usize, out: &mut String) -> Result<(), ExpandError> {
+        self.references += 1;
+        match (self.lookup)(name) {
+            Some(text) => self.expand(&text, depth + 1, out),
+            None => Ok(()),
+        }
     }
 }
 
@@ -121,18 +132,6 @@ fn branch(text: &str) -> Result<&str, ExpandError> {
     match matching(text, '}')? {
         end if end + 1 == text.len() => Ok(text[1..end].trim()),
         _ => Err(bad_reference(text)),
-    }
-}
-
-fn named(
-    name: &str,
-    lookup: Lookup<'_>,
-    depth: usize,
-    out: &mut String,
-) -> Result<(), ExpandError> {
-    match lookup(name) {
-        Some(text) => expand_into(&text, lookup, depth + 1, out),
-        None => Ok(()),
     }
 }
 
@@ -213,6 +212,18 @@ mod tests {
         ] {
             assert_eq!(ex(text).as_deref(), Ok(want), "{text}");
         }
+    }
+
+    /// It took 2^40 steps.
+    #[test]
+    fn doubling_of_nothing_comes_to_an_end() {
+        let lookup = |name: &str| {
+            let n: u32 = name.strip_prefix('x')?.parse().ok()?;
+            let next = if n < 40 { format!("$x{0}$x{0}", n + 1) } else { String::new() };
+            Some(next)
+        };
+        assert!(expand("$x0", &lookup).is_err());
+        assert_eq!(expand("$x30", &lookup), Ok(String::new()));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! for, so that an override (`-o name=value`) and a default take part in it. A name that nothing
 //! defines expands to nothing (postconf(5)).
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
 use std::fs;
@@ -173,11 +174,29 @@ impl MainCf {
             return Some(entry.value.clone());
         }
         if name == "mydomain" {
-            let host = self.get("myhostname").unwrap_or_default();
-            return Some(host.split_once('.').map_or("localdomain", |(_, d)| d).to_owned());
+            return Some(self.domain());
         }
         let builtin = self.builtins.get(name).cloned();
         builtin.or_else(|| self.defaults.get(name).map(|info| info.default.to_owned()))
+    }
+
+    /// The domain of the host's name. A name that asks for the domain in turn is a circle, which the
+    /// text that is returned passes on to whoever expands it.
+    fn domain(&self) -> String {
+        let circle = Cell::new(false);
+        let lookup = |name: &str| match name {
+            "mydomain" => {
+                circle.set(true);
+                None
+            }
+            _ => self.raw(name),
+        };
+        let host = expand(&self.raw("myhostname").unwrap_or_default(), &lookup);
+        match host.unwrap_or_default().split_once('.') {
+            _ if circle.get() => "$mydomain".to_owned(),
+            Some((_, domain)) => domain.to_owned(),
+            None => "localdomain".to_owned(),
+        }
     }
 
     fn place(&self, name: &str, raw: &str) -> Diagnostic {
@@ -197,6 +216,12 @@ impl MainCf {
             return Err(line
                 .error(&self.file, at, "a continued line with no entry before it")
                 .help("remove the blanks before the parameter name"));
+        }
+        // Neither a path nor a worker's environment can carry one.
+        if let Some(at) = line.text.find('\0') {
+            return Err(line
+                .error(&self.file, at..at + 1, "a null byte")
+                .help("remove the null byte"));
         }
         let Some(equals) = line.text.find('=') else {
             let at = trimmed(&line.text, 0..line.text.len());
@@ -282,6 +307,18 @@ mod tests {
         assert_eq!(m.get("mydomain").as_deref(), Some("b.example"));
     }
 
+    /// The stack overflowed.
+    #[test]
+    fn a_myhostname_in_terms_of_mydomain_is_a_circle() {
+        let m = read("myhostname = host.$rest\nrest = $mydomain\nx = $mydomain\n");
+        for name in ["myhostname", "mydomain", "rest", "x"] {
+            let message = m.value(name).unwrap_err().message;
+            assert!(message.contains("refer to each other"), "{name}: {message}");
+        }
+        let m = read("myhostname = host.$mydomain\nmydomain = b.example\n");
+        assert_eq!(m.get("myhostname").as_deref(), Some("host.b.example"));
+    }
+
     #[test]
     fn all_bad_lines_are_reported_and_the_rest_is_read() {
         let (m, d) = MainCf::parse("main.cf", " x = 1\nno equals\nb@d = 2\na = 1\na = 2\n");
@@ -296,6 +333,17 @@ mod tests {
             ]
         );
         assert_eq!(m.get("a").as_deref(), Some("2"));
+    }
+
+    /// In import_environment it kept every worker from being started.
+    #[test]
+    fn a_null_byte_is_reported_at_its_place() {
+        let (m, d) = MainCf::parse("main.cf", "a = 1\nb = x\n y\0z\n");
+        assert_eq!(
+            d.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["main.cf:3:3: a null byte"]
+        );
+        assert_eq!((m.get("a").as_deref(), m.get("b")), (Some("1"), None));
     }
 
     #[test]
