@@ -295,7 +295,7 @@ impl Line<'_, '_> {
     fn command(&mut self, text: &str, at: Range<usize>) -> Result<String, Bad> {
         match &text[at.clone()] {
             "-" => self.no_default(at, 7),
-            word if climbs(word) => {
+            word if word.starts_with('/') || climbs(word) => {
                 let message = format!("field \"command\": \"{word}\" leaves the daemon directory");
                 self.complain(at, message, "a program below daemon_directory".to_owned(), false);
                 Err(Bad)

@@ -197,6 +197,15 @@ fn every_kind_of_bad_line() {
     }
 }
 
+/// It was executed as it stood, whatever daemon_directory said.
+#[test]
+fn e07_a_command_with_an_absolute_path_is_refused() {
+    assert_eq!(
+        complaints("x unix - - - - - /bin/sh"),
+        ["1:18: field \"command\": \"/bin/sh\" leaves the daemon directory"]
+    );
+}
+
 #[test]
 fn all_errors_of_a_file_are_reported_and_the_rest_is_read() {
     let (defs, diagnostics) =
