@@ -5,6 +5,7 @@
 pub mod bench;
 pub mod binaries;
 pub mod end_of_test;
+pub mod fuzz_properties;
 pub mod instance;
 pub mod logbook;
 pub mod net;
