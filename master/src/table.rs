@@ -141,7 +141,8 @@ impl Line<'_, '_> {
         let text = self.text().to_owned();
         if self.line.orphan {
             let start = text.chars().take(30).collect::<String>();
-            let message = format!("logical line must not start with whitespace: \"{start}...\"");
+            let more = if start.len() < text.len() { "..." } else { "" };
+            let message = format!("logical line must not start with whitespace: \"{start}{more}\"");
             let at = text.len() - text.trim_start().len()..text.trim_end().len();
             self.complain(
                 at,
@@ -152,6 +153,12 @@ impl Line<'_, '_> {
             return None;
         }
         let (fields, rest) = words::fields(&text, COLUMNS.len());
+        // A disabled line is not looked at, whatever is wrong with the rest of it (C04).
+        if let [name, transport, ..] = fields.as_slice()
+            && self.context.disabled.matches(&text[name.clone()], &text[transport.clone()])
+        {
+            return None;
+        }
         if let Some(Column { name: missing, .. }) = COLUMNS.get(fields.len()) {
             self.complain(
                 text.trim_end().len()..text.trim_end().len(),
@@ -166,11 +173,6 @@ impl Line<'_, '_> {
         }
         let at = |column: usize| fields[column].clone();
         let transport = self.transport(&text, at(1)).ok();
-        if let Some(transport) = transport
-            && self.context.disabled.matches(&text[at(0)], transport)
-        {
-            return None;
-        }
         // Each field is read whatever became of the others, so that all are reported.
         let private = self.flag(&text, at(2), 2, true);
         let unprivileged = self.flag(&text, at(3), 3, true);

@@ -7,7 +7,8 @@ use crate::service::Endpoint;
 /// Who knows the names of hosts and ports. The master asks before a table takes effect, never while
 /// it serves.
 pub trait Resolver {
-    /// The addresses of a host, of the protocols in use, without duplicates; empty if there is none.
+    /// The addresses of a host or of a written address, of the protocols in use, without duplicates;
+    /// empty if there is none.
     fn host(&self, name: &str) -> Vec<IpAddr>;
     /// The TCP port of a service name.
     fn port(&self, name: &str) -> Option<u16>;
@@ -33,10 +34,7 @@ pub(super) fn read(
         }
         return Ok((port.to_string(), endpoints(interfaces, port)));
     }
-    let addresses = match host.parse::<IpAddr>() {
-        Ok(address) => vec![address],
-        Err(_) => resolver.host(host),
-    };
+    let addresses = resolver.host(host);
     if addresses.is_empty() {
         let message = format!("bad hostname or network address: {name}");
         return Err((message, "a host with an address of the protocols in inet_protocols"));
@@ -51,11 +49,10 @@ fn endpoints(addresses: &[IpAddr], port: u16) -> Vec<Endpoint> {
 fn split(name: &str) -> Result<(&str, &str), Problem> {
     let Some(inside) = name.strip_prefix('[') else {
         let (host, service) = name.rsplit_once(':').unwrap_or(("", name));
-        let odd = |c: char| !(c.is_ascii_alphanumeric() || "-._:".contains(c));
         if service.is_empty() {
             return Err(("missing service information".to_owned(), FORMS));
         }
-        if host.contains(odd) || host.contains(':') && host.parse::<Ipv6Addr>().is_err() {
+        if bad_host(host) {
             return Err(("valid hostname or network address required".to_owned(), FORMS));
         }
         return Ok((host, service));
@@ -80,11 +77,17 @@ fn split(name: &str) -> Result<(&str, &str), Problem> {
             Err(("malformed IPv6 address".to_owned(), FORMS))
         }
         Some(address) => Ok((address, service)),
-        None if host.contains(':') && host.parse::<Ipv6Addr>().is_err() => {
-            Err(("malformed IPv6 address".to_owned(), FORMS))
+        None if bad_host(host) => {
+            Err(("valid hostname or network address required".to_owned(), FORMS))
         }
         None => Ok((host, service)),
     }
+}
+
+/// Neither a name nor an address. It may be empty.
+fn bad_host(host: &str) -> bool {
+    let odd = |c: char| !(c.is_ascii_alphanumeric() || "-._:".contains(c));
+    host.contains(odd) || host.contains(':') && host.parse::<Ipv6Addr>().is_err()
 }
 
 fn port(service: &str, resolver: &dyn Resolver) -> Result<u16, Problem> {
