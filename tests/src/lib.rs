@@ -4,6 +4,8 @@
 
 pub mod bench;
 pub mod binaries;
+pub mod descriptors;
+pub mod differential;
 pub mod end_of_test;
 pub mod fuzz_properties;
 pub mod instance;
@@ -15,5 +17,6 @@ pub mod process;
 pub mod relay;
 pub mod smtp_sink;
 pub mod wait;
+pub mod world;
 
 pub use instance::Instance;

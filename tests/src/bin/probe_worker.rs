@@ -3,6 +3,8 @@
 //! Speaks the master/worker interface by hand, so that the tests see the interface and not our
 //! skeletons. What it does at its start comes from its arguments, what it does with a client from the
 //! client: a line of `report`, `hold`, `exit N`, `orphan`, `forge PID GENERATION STATE`, `bytes N`.
+//! With PROBE_REPORTS in its environment it leaves a report as a file of that directory, named by its
+//! process id, before anything else; and `PID.ready` when it is up.
 
 use std::env;
 use std::fs::{self, OpenOptions};
@@ -13,7 +15,7 @@ use std::process::{self, ExitCode};
 use std::time::Duration;
 
 use belfry_tests::end_of_test::STRANGERS;
-use belfry_tests::process::descriptors;
+use belfry_tests::world::World;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::unistd::{read, write};
@@ -22,6 +24,7 @@ use worker_proto::abi::{
     Transport,
 };
 use worker_proto::client::Client;
+use worker_proto::clock::Time;
 use worker_proto::status::{Availability, StatusRecord};
 use worker_proto::sys;
 
@@ -42,7 +45,8 @@ fn orphan() -> String {
 
 fn main() -> ExitCode {
     // Before anything is opened: what the master has left open.
-    let fds = open_descriptors();
+    let world = World::now();
+    leave("", || world.report(&[]));
     let args: Vec<String> = env::args().collect();
     let has = |word: &str| args.iter().any(|a| a == word);
     let value = |name: &str| {
@@ -52,7 +56,7 @@ fn main() -> ExitCode {
     let after = |letter: &str| args.iter().position(|a| a == letter).map(|at| args[at + 1].clone());
     let sockets: i32 = after("-s").map_or(1, |n| n.parse().expect("-s N"));
     let transport: Transport = after("-t").expect("-t TYPE").parse().expect("-t TYPE");
-    if let Some(strangers) = strangers(&fds, sockets, transport) {
+    if let Some(strangers) = strangers(&world, sockets, transport) {
         report_strangers(&strangers);
     }
     if has("exit0") {
@@ -71,24 +75,24 @@ fn main() -> ExitCode {
     let listen: Vec<OwnedFd> = (LISTEN_FD..LISTEN_FD + sockets)
         .map(|n| sys::take_fd(n).expect("the master passes 6 and up"))
         .collect();
-    let fds = words(&fds);
-    let worker = Worker { status, fds, stays: has("ignore-end"), once: has("once") };
+    leave(".ready", || format!("ready: {}\n", Time::now().since_start().as_micros()));
+    let worker = Worker { status, world, stays: has("ignore-end"), once: has("once") };
     worker.serve(&listen, transport, value("trace").as_deref());
     ExitCode::SUCCESS
 }
 
 struct Worker {
     status: OwnedFd,
-    fds: String,
+    world: World,
     stays: bool,
     once: bool,
 }
 
 impl Worker {
-    fn serve(&self, listen: &[OwnedFd], transport: Transport, trace: Option<&str>) {
+    fn serve(&self, listens: &[OwnedFd], transport: Transport, trace: Option<&str>) {
         loop {
             let mut fds = vec![PollFd::new(self.status.as_fd(), PollFlags::POLLIN)];
-            fds.extend(listen.iter().map(|l| PollFd::new(l.as_fd(), PollFlags::POLLIN)));
+            fds.extend(listens.iter().map(|l| PollFd::new(l.as_fd(), PollFlags::POLLIN)));
             if self.stays {
                 fds[0].set_events(PollFlags::empty());
             }
@@ -104,7 +108,7 @@ impl Worker {
                 }
             }
             let ready: Vec<bool> = fds[1..].iter().map(|fd| fd.any().unwrap_or(false)).collect();
-            for (listen, _) in listen.iter().zip(ready).filter(|(_, ready)| *ready) {
+            for (listen, _) in listens.iter().zip(ready).filter(|(_, ready)| *ready) {
                 if matches!(transport, Transport::Fifo | Transport::UnixDgram) {
                     let mut bytes = [0; 64];
                     let size = read(listen, &mut bytes).unwrap_or(0);
@@ -112,7 +116,7 @@ impl Worker {
                     note(trace, &bytes[..size]);
                 } else if let Ok(Some(client)) = Client::accept(listen.as_fd(), transport) {
                     self.tell(Availability::Taken);
-                    self.client(client, trace);
+                    self.client(client, trace, listens);
                 } else {
                     continue;
                 }
@@ -134,7 +138,7 @@ impl Worker {
         StatusRecord::new(pid(), generation, availability)
     }
 
-    fn client(&self, client: Client, trace: Option<&str>) {
+    fn client(&self, client: Client, trace: Option<&str>, listens: &[OwnedFd]) {
         let mut reader = BufReader::new(client);
         // A wakeup is a byte and a null byte, and no line.
         let first = reader.fill_buf().unwrap_or_default();
@@ -150,7 +154,7 @@ impl Worker {
             let words: Vec<&str> = line.split_whitespace().collect();
             let number = |at: usize| words.get(at).and_then(|w| w.parse().ok()).unwrap_or(0);
             let answer = match words.first().copied() {
-                Some("report") => self.report(),
+                Some("report") => self.world.report(listens),
                 Some("hold") => format!("holding {}\n", pid()),
                 Some("exit") => end(number(1)),
                 Some("orphan") => orphan(),
@@ -171,44 +175,6 @@ impl Worker {
             }
         }
     }
-
-    /// What the process has from its master, a line each; an empty line ends it.
-    fn report(&self) -> String {
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let field = |name: &str| {
-            let line = status.lines().find(|l| l.starts_with(name)).unwrap_or_default();
-            line.split_once(':')
-                .map_or("", |(_, v)| v)
-                .split_whitespace()
-                .collect::<Vec<_>>()
-                .join(" ")
-        };
-        let mut environment: Vec<_> = env::vars().map(|(n, v)| format!("{n}={v}")).collect();
-        environment.sort();
-        let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-        let files = limits.lines().find(|l| l.starts_with("Max open files")).unwrap_or_default();
-        let files: Vec<_> = files.split_whitespace().skip(3).take(2).collect();
-        let mut text = String::new();
-        for (name, value) in [
-            ("pid", pid().to_string()),
-            ("ppid", field("PPid")),
-            ("argv", env::args().collect::<Vec<_>>().join("|")),
-            ("env", environment.join("|")),
-            ("fds", self.fds.clone()),
-            ("cwd", env::current_dir().map(|d| d.display().to_string()).unwrap_or_default()),
-            ("umask", field("Umask")),
-            ("uid", field("Uid")),
-            ("blocked", field("SigBlk")),
-            ("ignored", field("SigIgn")),
-            ("session", nix::unistd::getsid(None).map(|s| s.to_string()).unwrap_or_default()),
-            ("files", files.join(":")),
-            ("no_new_privs", field("NoNewPrivs")),
-            ("oom", fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default()),
-        ] {
-            text += &format!("{name}: {}\n", value.trim());
-        }
-        text + "\n"
-    }
 }
 
 fn pid() -> i32 {
@@ -223,22 +189,18 @@ fn note(trace: Option<&str>, bytes: &[u8]) {
     let _ = file.and_then(|mut f| f.write_all(line.as_bytes()));
 }
 
-/// Number and kind of each open descriptor, without the one that reads the list.
-fn open_descriptors() -> Vec<(i32, String)> {
-    let mut found = descriptors(pid()).unwrap_or_default();
-    found.retain(|(_, target)| !target.ends_with("/fd"));
-    let kind = |target: String| target.split(':').next().unwrap_or("").to_owned();
-    found.into_iter().map(|(number, target)| (number, kind(target))).collect()
-}
-
-/// `number=kind` of each.
-fn words(fds: &[(i32, String)]) -> String {
-    let words: Vec<_> = fds.iter().map(|(number, kind)| format!("{number}={kind}")).collect();
-    words.join(" ")
+/// Leaves a file for the test, whole at once.
+fn leave(suffix: &str, text: impl FnOnce() -> String) {
+    let Ok(directory) = env::var("PROBE_REPORTS") else { return };
+    let (half, whole) = (format!("{}.half", pid()), format!("{}{suffix}", pid()));
+    let directory = Path::new(&directory);
+    let written = fs::write(directory.join(&half), text());
+    let _ = written.and_then(|()| fs::rename(directory.join(half), directory.join(whole)));
 }
 
 /// What a worker has beside or in place of what the interface says (H01).
-fn strangers(fds: &[(i32, String)], sockets: i32, transport: Transport) -> Option<String> {
+fn strangers(world: &World, sockets: i32, transport: Transport) -> Option<String> {
+    let fds = world.fds();
     let numbers: Vec<i32> = fds.iter().map(|(number, _)| *number).collect();
     let wanted: Vec<i32> = (0..LISTEN_FD + sockets).collect();
     let expected = |(number, kind): &(i32, String)| match *number {
@@ -249,7 +211,7 @@ fn strangers(fds: &[(i32, String)], sockets: i32, transport: Transport) -> Optio
         _ => kind == "socket",
     };
     let exact = numbers == wanted && fds.iter().all(expected);
-    (!exact).then(|| words(fds))
+    (!exact).then(|| world.words())
 }
 
 /// Leaves a line for the end of the test.

@@ -39,6 +39,9 @@ struct Names;
 
 impl Resolver for Names {
     fn host(&self, name: &str) -> Vec<IpAddr> {
+        if let Ok(written) = name.parse() {
+            return vec![written];
+        }
         let known = name == "localhost";
         [[127, 0, 0, 1], [127, 0, 0, 2]].map(IpAddr::from).into_iter().filter(|_| known).collect()
     }
