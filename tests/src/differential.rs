@@ -9,13 +9,19 @@
 //! installed. BELFRY_BLESS=1 records what Postfix's shows.
 
 mod decision;
+mod kind;
+mod looks;
 mod master;
 mod observation;
+mod reload;
 mod reports;
 mod scenario;
 
 pub use decision::{Decision, Difference};
-pub use master::{Kind, Master, Place, Reloaded};
+pub use kind::Kind;
+pub use looks::Place;
+pub use master::Master;
 pub use observation::Observation;
+pub use reload::Reloaded;
 pub use reports::{Knock, Report};
 pub use scenario::{Scenario, corpus};

@@ -8,7 +8,7 @@
 
 use std::env;
 use std::fs::{self, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::{self, ExitCode};
@@ -140,10 +140,11 @@ impl Worker {
 
     fn client(&self, client: Client, trace: Option<&str>, listens: &[OwnedFd]) {
         let mut reader = BufReader::new(client);
-        // A wakeup is a byte and a null byte, and no line.
-        let first = reader.fill_buf().unwrap_or_default();
-        if first.starts_with(b"W\0") {
-            return note(trace, &first[..2]);
+        // A wakeup is a byte and a null byte, which may come apart, and no line.
+        if reader.fill_buf().unwrap_or_default().starts_with(b"W") {
+            let mut request = [0; 2];
+            let whole = reader.read_exact(&mut request).is_ok();
+            return note(trace, if whole { &request } else { b"less than a wakeup" });
         }
         let mut line = String::new();
         loop {

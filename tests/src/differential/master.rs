@@ -4,82 +4,34 @@
 //! In tables `PORT1` to `PORT9` stand for free ports, and so they do in what is observed.
 
 use std::cell::RefCell;
-use std::env;
-use std::fmt;
 use std::fs::{self, File, Permissions};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::net::TcpListener;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::SystemTime;
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use super::Observation;
-use crate::descriptors::{self, What};
+use super::Kind;
 use crate::logbook::Logbook;
-use crate::probe::Probe;
 use crate::process::{self, Process};
 use crate::{binaries, instance, net, wait};
-
-/// Which master.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Ours.
-    Ours,
-    /// Debian's Postfix's.
-    Postfix,
-}
-
-/// The program of Debian's package.
-const POSTFIX_MASTER: &str = "/usr/lib/postfix/sbin/master";
-
-impl Kind {
-    /// The masters that were asked for, as far as they are installed.
-    ///
-    /// # Panics
-    /// Something else was asked for.
-    #[must_use]
-    pub fn under_test() -> Vec<Self> {
-        match env::var("MASTER_UNDER_TEST").as_deref() {
-            Ok("ours") => vec![Self::Ours],
-            Ok("postfix") => vec![Self::Postfix],
-            Ok(word) => panic!("MASTER_UNDER_TEST={word}: write ours or postfix"),
-            Err(_) if cfg!(peer_postfix) => vec![Self::Postfix, Self::Ours],
-            Err(_) => vec![Self::Ours],
-        }
-    }
-
-    fn program(self) -> PathBuf {
-        match self {
-            Self::Ours => binaries::directory().join("master"),
-            Self::Postfix => PathBuf::from(POSTFIX_MASTER),
-        }
-    }
-}
-
-/// How a reload went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reloaded {
-    /// The new table is in force.
-    Done,
-    /// The old one is.
-    Refused,
-    /// The master has ended.
-    Died,
-}
 
 /// A master with its directories.
 #[derive(Debug)]
 pub struct Master {
-    dir: TempDir,
-    kind: Kind,
+    pub(super) dir: TempDir,
+    pub(super) kind: Kind,
     parameters: Vec<String>,
     child: Option<Child>,
     ended: Option<ExitStatus>,
-    ports: RefCell<Vec<u16>>,
-    reloads: usize,
+    pub(super) ports: RefCell<Vec<u16>>,
+    /// Process ids that have a name in what is observed.
+    pub(super) names: RefCell<Vec<(String, &'static str)>>,
+    pub(super) reloads: usize,
 }
 
 impl Master {
@@ -112,6 +64,7 @@ impl Master {
             child: None,
             ended: None,
             ports: RefCell::default(),
+            names: RefCell::default(),
             reloads: 0,
         }
     }
@@ -149,6 +102,24 @@ impl Master {
         ports[number - 1]
     }
 
+    /// The same, with somebody who listens there.
+    ///
+    /// # Panics
+    /// It is taken by somebody else.
+    pub fn occupied_port(&self, number: usize) -> TcpListener {
+        TcpListener::bind(("127.0.0.1", self.port(number))).expect("it was free a moment ago")
+    }
+
+    /// Puts a script where its programs are.
+    ///
+    /// # Panics
+    /// There is no room in /tmp.
+    pub fn script(&self, name: &str, text: &str) {
+        let path = self.path("bin").join(name);
+        fs::write(&path, text).expect("/tmp has room");
+        fs::set_permissions(path, Permissions::from_mode(0o755)).expect("it is ours");
+    }
+
     /// Writes master.cf.
     ///
     /// # Panics
@@ -164,7 +135,11 @@ impl Master {
         })
     }
 
-    fn main_cf(&self) {
+    /// Writes main.cf.
+    ///
+    /// # Panics
+    /// There is no room in /tmp.
+    pub fn main_cf(&self) {
         let root = self.dir.path().display();
         let group = if self.kind == Kind::Postfix { "postdrop" } else { instance::ACCOUNT };
         let environment = "MAIL_CONFIG TZ LANG=C POSTLOG_SERVICE";
@@ -194,14 +169,15 @@ impl Master {
         file.set_modified(SystemTime::UNIX_EPOCH).expect("it is ours");
     }
 
-    /// The command that starts it, with a poor and known environment.
+    /// The command that starts it, with a poor and known environment, and one group beside root's.
     ///
     /// # Panics
     /// There is no room in /tmp.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
         self.main_cf();
-        let mut command = Command::new(self.kind.program());
+        let mut command = Command::new("setpriv");
+        command.args(["--groups", "4"]).arg(self.kind.program());
         let errors = File::create(self.path("stderr")).expect("/tmp has room");
         command
             .env_clear()
@@ -293,136 +269,6 @@ impl Master {
         wait::until("the master to end", wait::LONG, || self.has_ended().then_some(()));
         self.fate()
     }
-
-    /// Gives it a new table and waits until that is in force, is refused, or has killed it. A service
-    /// behind all others tells: it answers when everything before it is done.
-    ///
-    /// # Panics
-    /// None of these happens.
-    pub fn reload(&mut self, table: &str) -> Reloaded {
-        self.reloads += 1;
-        let last = format!("reloaded{}", self.reloads);
-        let line = format!("{last} unix n n n - - probe_worker\n");
-        let socket = self.path("q/public").join(last);
-        self.reload_until(&format!("{table}{line}"), |_| {
-            Probe::unix(&socket).and_then(|mut probe| probe.report()).is_ok()
-        })
-    }
-
-    /// The same with a table that is left as it is. Ours says when it is in force; Postfix's last
-    /// closes the sockets of removed services, of which `gone` is the last.
-    ///
-    /// # Panics
-    /// None of these happens.
-    pub fn reload_without(&mut self, gone: &Place, table: &str) -> Reloaded {
-        self.reload_until(table, |master| match master.kind {
-            Kind::Ours => master.log().count("reload done") > 0,
-            // In this order: one that ends has no descriptors left.
-            Kind::Postfix => !master.listens().contains(gone) && master.has_descriptors(),
-        })
-    }
-
-    fn reload_until(&mut self, table: &str, done: impl Fn(&Self) -> bool) -> Reloaded {
-        self.table(table);
-        let before = self.log().count("reload refused");
-        self.signal(Signal::SIGHUP);
-        wait::until("the reload", wait::LONG, || {
-            if self.has_ended() {
-                return Some(Reloaded::Died);
-            }
-            if self.log().count("reload refused") > before {
-                return Some(Reloaded::Refused);
-            }
-            done(self).then_some(Reloaded::Done)
-        })
-    }
-
-    /// The text without what differs from run to run.
-    #[must_use]
-    pub fn tidy(&self, text: &str) -> String {
-        let mut text = text.replace(&self.dir.path().display().to_string(), "ROOT");
-        for (n, port) in self.ports.borrow().iter().enumerate() {
-            text = text.replace(&port.to_string(), &format!("PORT{}", n + 1));
-        }
-        text
-    }
-
-    /// Every place where it listens: the descriptor's text without its number.
-    #[must_use]
-    pub fn listens(&self) -> Vec<Place> {
-        let all = descriptors::of(self.pid());
-        let mut places: Vec<Place> = all.into_iter().filter_map(|d| self.place(d.what)).collect();
-        places.sort();
-        places.dedup();
-        places
-    }
-
-    fn has_descriptors(&self) -> bool {
-        !descriptors::of(self.pid()).is_empty()
-    }
-
-    fn place(&self, what: What) -> Option<Place> {
-        match what {
-            What::Tcp(address, true) => Some(Place::Tcp(address)),
-            What::Unix(_, _, name)
-                if name.starts_with("private/") || name.starts_with("public/") =>
-            {
-                Some(Place::File(name))
-            }
-            What::Other(name) => {
-                let is_fifo = fs::metadata(&name).is_ok_and(|m| m.file_type().is_fifo());
-                let below = Path::new(&name).strip_prefix(self.path("q")).ok()?;
-                is_fifo.then(|| Place::File(below.display().to_string()))
-            }
-            What::Pipe(_) | What::Unix(..) | What::Tcp(..) => None,
-        }
-    }
-
-    /// What the master has logged with a severity of warning or worse: a line each, without the stamp
-    /// and what differs from run to run.
-    #[must_use]
-    pub fn complaints(&self) -> Vec<String> {
-        let lines = self.log().complaints();
-        let lines = lines.iter().filter(|line| line.contains("/master["));
-        lines.map(|line| self.tidy(line.split_once("]: ").map_or("", |(_, text)| text))).collect()
-    }
-
-    /// Notes each complaint with how often it came.
-    pub fn note_complaints(&self, seen: &mut Observation) {
-        let mut lines: Vec<String> = self.complaints().iter().map(|l| without_pids(l)).collect();
-        lines.sort();
-        lines.dedup();
-        lines.into_iter().for_each(|line| seen.note(format!("log: {line}"), "yes"));
-    }
-}
-
-/// Where a master listens.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Place {
-    /// A socket or a fifo, below the queue directory.
-    File(String),
-    /// An address.
-    Tcp(std::net::SocketAddr),
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(name) => write!(f, "{name}"),
-            Self::Tcp(address) => write!(f, "{address}"),
-        }
-    }
-}
-
-/// Process ids are another in each run.
-fn without_pids(line: &str) -> String {
-    let mut words: Vec<&str> = line.split(' ').collect();
-    for at in 1..words.len() {
-        if matches!(words[at - 1], "pid" | "pid:" | "(pid") {
-            words[at] = if words[at].ends_with(')') { "N)" } else { "N" };
-        }
-    }
-    words.join(" ")
 }
 
 impl Drop for Master {

@@ -7,8 +7,7 @@ use std::net::TcpStream;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::time::Duration;
 
-use super::Master;
-use super::master::Place;
+use super::{Master, Place};
 use crate::wait;
 
 /// The report of one worker.

@@ -53,10 +53,10 @@ decisions! {
     "The same, unless `start_burst` or `min_spare` is set.";
     ["w07_with_a_burst_clients_do_not_wait_for_each_others_workers", "w07_spare_workers_wait_for_clients"]
 
-    W08 "W08": "Workers that a reload has told to end";
+    W08 "W08": "Workers that a reload or stress has told to end";
     "They count as free for clients while they last, and what they still write is lost: a client can wait until such a worker ends.";
     "They are not counted on, and what they write arrives.";
-    ["w08_a_worker_between_accept_and_its_word_does_not_stall_the_service"]
+    ["w08_a_worker_between_accept_and_its_word_does_not_stall_the_service", "m01_m02_the_last_worker_but_one_brings_stress"]
 
     W09 "W09": "inet_interfaces and inet_protocols at a reload";
     "A change is ignored with a warning.";
@@ -142,6 +142,36 @@ decisions! {
     "Silent if only this host reaches it.";
     "One line without a severity, at most every 1000 seconds, also for a service that only this host reaches.";
     []
+
+    STOP "stop": "SIGTERM to the master";
+    "It passes the signal on and ends at once. A worker that ignores it stays.";
+    "It ends after its workers; one that is there after `stop_kill_time` gets SIGKILL.";
+    []
+
+    REUSEPORT "reuseport": "SO_REUSEPORT";
+    "Set on every TCP socket: another program of the same user may listen at the same address.";
+    "Not set.";
+    []
+
+    GROUPS "groups": "Supplementary groups of workers that keep their privileges";
+    "Group 0 alone.";
+    "Those of whoever has started the master. Workers that give up their privileges have the mail owner's under both.";
+    []
+
+    LOG "log": "The way to the log";
+    "With `maillog_file` the workers' lines go through postlogd, which POSTLOG_SERVICE and POSTLOG_HOSTNAME in their environment name.";
+    "Each program writes to the file itself. The two are passed on if the master has them, and not made.";
+    []
+
+    EXEC "exec": "A program that is not there";
+    "The forked process says so, as `fatal:`, and ends a second later.";
+    "The master says so, as `warning:`. What follows is the same.";
+    ["f04_a_program_that_is_not_there_is_told_and_paused"]
+
+    WORDS "words": "Other words in the log";
+    "The stress warning names a page of the Postfix project. In the line about an unknown status the process id and the status have changed places. A generation is told in decimal.";
+    "The warning names master(8). They have not. It is told in octal, as in GENERATION.";
+    ["the_lines_are_as_they_were"]
 
     PLACES "places": "Where a complaint is made";
     "The first line of the entry; a warning has no line; a port that nobody knows neither. A duplicate is told by the name of the earlier entry.";

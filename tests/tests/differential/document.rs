@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use belfry_tests::differential::Decision;
+use belfry_tests::differential::{Decision, corpus};
 
 use crate::SCENARIOS;
 use crate::decisions::ALL;
@@ -65,6 +65,15 @@ fn every_weakness_is_told_once() {
     let all = ids.len();
     ids.dedup();
     assert_eq!(ids.len(), all, "an id is there twice");
+}
+
+#[test]
+fn every_record_is_that_of_a_scenario() {
+    for entry in fs::read_dir(corpus()).unwrap().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(name) = name.strip_suffix(".expected") else { continue };
+        assert!(SCENARIOS.iter().any(|scenario| scenario.name == name), "{name} is none");
+    }
 }
 
 #[test]

@@ -6,8 +6,35 @@
 mod corpus;
 mod decisions;
 mod document;
+mod lives;
+mod reloads;
+mod starts;
+mod world;
 
 use belfry_tests::differential::Scenario;
 
 /// Every scenario.
-const SCENARIOS: &[&Scenario] = &[&corpus::TABLES];
+const SCENARIOS: &[&Scenario] = &[
+    &corpus::TABLES,
+    &world::WORLD,
+    &world::SCRIPTS,
+    &world::OPTIONS,
+    &starts::SERIAL,
+    &starts::CRASH,
+    &starts::CRASH_COMPAT,
+    &starts::IDLER,
+    &starts::IDLER_COMPAT,
+    &starts::KILLED,
+    &starts::LIMIT,
+    &reloads::BAD_LINE,
+    &reloads::BUSY_PORT,
+    &reloads::REMOVED,
+    &reloads::KEPT,
+    &reloads::INTERFACES,
+    &reloads::PAUSED,
+    &lives::GOSSIP,
+    &lives::WAKEUPS,
+    &lives::ENDS,
+    &lives::LOCKS,
+    &lives::USAGE,
+];
