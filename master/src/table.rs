@@ -187,7 +187,7 @@ impl Line<'_, '_> {
                 let help = "write n in the third column: anybody can reach a TCP port".to_owned();
                 self.complain(at(2), "inet service cannot be private".to_owned(), help, false);
             }
-            self.inet(&text, at(0)).ok()?
+            self.inet(&text, at(0)).ok().filter(|_| !private)?
         } else {
             self.path(&text, at(0), private).ok()?
         };

@@ -203,6 +203,13 @@ fn every_kind_of_bad_line() {
     }
 }
 
+/// Its service came back with the complaint, as if it were one.
+#[test]
+fn e03_a_line_with_an_error_gives_no_service() {
+    let (defs, complaints) = read("25 inet y - - - - p\nx unix - - - - - p\n");
+    assert_eq!((defs.len(), complaints.len()), (1, 1), "{defs:?}");
+}
+
 /// It was executed as it stood, whatever daemon_directory said.
 #[test]
 fn e07_a_command_with_an_absolute_path_is_refused() {
