@@ -23,6 +23,9 @@ pub fn control(bytes: &[u8]) {
     };
     assert!(!line.contains('\n'));
     if let Some(request) = Request::parse(&line) {
+        if let Request::Status { json, .. } = request {
+            assert_eq!(json, line.split_whitespace().any(|word| word == "--json"));
+        }
         let written = format!("{request}\n");
         let again = request::line(written.as_bytes()).and_then(|line| Request::parse(&line));
         assert_eq!(again, Some(request));

@@ -14,6 +14,7 @@ pub fn reply(bytes: &[u8]) {
     let (whole, pieces) = pieces(bytes);
     let at_once = read([whole].into_iter());
     assert_eq!(at_once, read(pieces));
+    one_code_each(whole);
     for reply in at_once.0 {
         assert!((200..600).contains(&reply.code()));
         assert!((1..=MAX_LINES).contains(&reply.lines().count()));
@@ -45,6 +46,21 @@ fn read<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (Vec<Reply>, Option<BadRe
         }
     }
     (replies, None)
+}
+
+/// Every line of a reply has its code, and all but the last say that another follows.
+fn one_code_each(bytes: &[u8]) {
+    let (mut reader, mut rest) = (ReplyReader::default(), bytes);
+    while let Ok((taken, Some(reply))) = reader.feed(rest) {
+        let code = reply.code().to_string();
+        let (own, behind) = rest.split_at(taken);
+        let lines: Vec<_> = own.split_inclusive(|&b| b == b'\n').collect();
+        assert_eq!(lines.len(), reply.lines().count());
+        assert!(lines.iter().all(|line| line.starts_with(code.as_bytes())));
+        let more = lines.iter().map(|line| line[3] == b'-');
+        assert!(more.enumerate().all(|(at, more)| more == (at + 1 < lines.len())));
+        rest = behind;
+    }
 }
 
 fn write(reply: &Reply) -> Vec<u8> {

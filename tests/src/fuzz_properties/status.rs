@@ -50,7 +50,9 @@ struct Master {
     pool: Pool,
     now: Time,
     live: BTreeMap<WorkerId, Live>,
-    ended: Vec<WorkerId>,
+    /// The last that has ended, and the last that was to be started.
+    ended: Option<WorkerId>,
+    newest: Option<WorkerId>,
     listening: bool,
     timer: Option<Time>,
     spawned: u32,
@@ -65,7 +67,8 @@ impl Master {
             pool: Pool::new(rules(input)),
             now: Time::ZERO + Duration::from_secs(1),
             live: BTreeMap::new(),
-            ended: Vec::new(),
+            ended: None,
+            newest: None,
             listening: false,
             timer: None,
             spawned: 0,
@@ -91,7 +94,7 @@ impl Master {
                 let exit = [Exit::Status(0), Exit::Status(1), Exit::Signal(9), Exit::Signal(15)];
                 if let Some(id) = self.choose(input) {
                     self.live.remove(&id);
-                    self.ended.push(id);
+                    self.ended = Some(id);
                     self.feed(Event::Ended(id, exit[usize::from(input.byte() % 4)]));
                 }
             }
@@ -109,7 +112,7 @@ impl Master {
             10 => self.feed(Event::Reset),
             11 => {
                 self.forks = input.byte() != 0;
-                if let Some(&id) = self.ended.last() {
+                if let Some(id) = self.ended {
                     // What was under way for a worker that has ended.
                     self.feed(Event::Status(id, Availability::Available));
                     self.feed(Event::Ended(id, Exit::Signal(9)));
@@ -216,11 +219,12 @@ impl Master {
     fn spawn(&mut self, id: WorkerId, stress: bool) {
         let rules = Rc::clone(self.pool.rules());
         assert!(!stress || rules.stressable);
-        assert!(!self.live.contains_key(&id) && !self.ended.contains(&id), "a number twice");
+        assert!(self.newest < Some(id), "a number twice");
+        self.newest = Some(id);
         assert!(rules.max_proc.is_none_or(|max| self.live.len() < max as usize));
         self.spawned += 1;
         if !self.forks {
-            self.ended.push(id);
+            self.ended = Some(id);
             return self.feed(Event::StartFailed(id, "no memory".to_owned()));
         }
         let pid = i32::try_from(1000 + self.spawned).expect("an input is short");
