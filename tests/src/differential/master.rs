@@ -191,13 +191,41 @@ impl Master {
         command
     }
 
+    /// The same in a process that has a child already, which ends soon.
+    ///
+    /// # Panics
+    /// There is no room in /tmp.
+    #[must_use]
+    pub fn command_with_child(&self) -> Command {
+        let inner = self.command(&[]);
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "sleep 0.2 & exec \"$@\"", "sh"])
+            .arg(inner.get_program())
+            .args(inner.get_args())
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        command
+    }
+
     /// Starts it and waits until it serves or has ended; whether it serves.
     ///
     /// # Panics
     /// It does neither.
     pub fn start(&mut self, arguments: &[&str]) -> bool {
-        let child = self.command(arguments).spawn().expect("the program is there");
-        self.child = Some(child);
+        let command = self.command(arguments);
+        self.start_by(command)
+    }
+
+    /// The same by a command that ends in this one.
+    ///
+    /// # Panics
+    /// It does neither.
+    pub fn start_by(&mut self, mut command: Command) -> bool {
+        self.child = Some(command.spawn().expect("the program is there"));
         wait::until("the master to serve or to end", wait::LONG, || {
             if self.has_ended() {
                 return Some(false);

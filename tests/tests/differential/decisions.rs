@@ -100,7 +100,7 @@ decisions! {
 
     W17 "W17": "What is said before the master serves";
     "It goes to syslog alone. What is said while the master has the mail owner's rights is lost when only the master may write to the log file.";
-    "It is in the log file, and with `-w` on standard error.";
+    "It is on standard error, with `-w` as well.";
     ["a10_w17_dash_w_waits_and_prints_the_reason_of_a_failure"]
 
     W18 "W18": "Wakeups";
@@ -169,8 +169,8 @@ decisions! {
     ["f04_a_program_that_is_not_there_is_told_and_paused"]
 
     WORDS "words": "Other words in the log";
-    "The stress warning names a page of the Postfix project. In the line about an unknown status the process id and the status have changed places. A generation is told in decimal.";
-    "The warning names master(8). They have not. It is told in octal, as in GENERATION.";
+    "The stress warning names a page of the Postfix project. A change that takes effect only with a new start is told in three lines. In the line about an unknown status the process id and the status have changed places. A generation is told in decimal.";
+    "The warning names master(8). The change is told in one line. They have not. It is told in octal, as in GENERATION.";
     ["the_lines_are_as_they_were"]
 
     PLACES "places": "Where a complaint is made";

@@ -9,6 +9,7 @@ mod document;
 mod lives;
 mod reloads;
 mod starts;
+mod talk;
 mod world;
 
 use belfry_tests::differential::Scenario;
@@ -32,9 +33,13 @@ const SCENARIOS: &[&Scenario] = &[
     &reloads::KEPT,
     &reloads::INTERFACES,
     &reloads::PAUSED,
-    &lives::GOSSIP,
-    &lives::WAKEUPS,
+    &reloads::QUEUE,
+    &reloads::DEAF,
+    &talk::GOSSIP,
+    &talk::WAKEUPS,
     &lives::ENDS,
     &lives::LOCKS,
     &lives::USAGE,
+    &lives::STEPCHILD,
+    &lives::FAILURE,
 ];

@@ -6,8 +6,9 @@ use belfry_tests::differential::{Kind, Master, Observation, Place, Scenario};
 use belfry_tests::probe::Probe;
 use belfry_tests::process::Process;
 use belfry_tests::wait;
+use nix::sys::signal::Signal;
 
-use crate::decisions::{W01, W02, W06, W09, W21};
+use crate::decisions::{W01, W02, W03, W06, W09, W21, WORDS};
 
 const NOTHING: &str = Observation::NOTHING;
 
@@ -44,6 +45,17 @@ pub(crate) const INTERFACES: Scenario = Scenario {
         W09.at("log: warning: to change inet_interfaces, stop and start Postfix", NOTHING),
     ],
 };
+pub(crate) const QUEUE: Scenario = Scenario { name: "queue", look: other_queue, differences: &[
+        WORDS.at("log: warning: ignoring queue_directory parameter value change", NOTHING),
+        WORDS.at("log: warning: old value: \"ROOT/q\", new value: \"ROOT/other\"", NOTHING),
+        WORDS.at("log: warning: to change queue_directory, stop and start Postfix", NOTHING),
+        WORDS.at("log: warning: ignoring queue_directory parameter value change: \"ROOT/q\" stays, \"ROOT/other\" needs a stop and a start", "yes"),
+    ] };
+pub(crate) const DEAF: Scenario = Scenario {
+    name: "deaf",
+    look: deaf,
+    differences: &[W03.at("a client of another service", "is served")],
+};
 pub(crate) const PAUSED: Scenario = Scenario {
     name: "paused",
     look: paused,
@@ -78,6 +90,16 @@ fn c03_w09_another_address_at_a_reload() {
 #[test]
 fn k05_w06_a_paused_service_that_was_mended() {
     PAUSED.check();
+}
+
+#[test]
+fn c02_w09_another_queue_directory_at_a_reload() {
+    QUEUE.check();
+}
+
+#[test]
+fn o02_w03_a_removed_worker_that_does_not_end() {
+    DEAF.check();
 }
 
 const A: &str = "a unix n n n - 3 probe_worker\n";
@@ -171,6 +193,41 @@ fn interfaces(kind: Kind) -> Observation {
     let other = std::net::TcpStream::connect(("127.0.0.2", master.port(1))).is_ok();
     seen.note("the new address", if other { "is open" } else { "is closed" });
     master.note_complaints(&mut seen);
+    seen
+}
+
+fn other_queue(kind: Kind) -> Observation {
+    let mut master = Master::with(kind, A);
+    let other = format!("queue_directory = {}", master.path("other").display());
+    master.parameter(&other).main_cf();
+    let mut seen = Observation::default();
+    seen.note("the reload", format!("{:?}", master.reload(A)));
+    note_client(&master, "a", &mut seen);
+    master.note_complaints(&mut seen);
+    seen
+}
+
+fn deaf(kind: Kind) -> Observation {
+    let mut master = Master::new(kind);
+    let deaf = "deaf unix n n n - 3 probe_worker ignore-term ignore-end\n";
+    master.parameter("stop_kill_time = 1h").run(&format!("{A}{deaf}"));
+    let mut client = Probe::unix(&master.path("q/public/deaf")).expect("the master listens");
+    let pid = client.report().expect("a worker answers")["pid"].clone();
+    master.table(A);
+    master.signal(Signal::SIGHUP);
+    master.log().wait_for("reload -- ");
+    let mut seen = Observation::default();
+    let place = Place::File("public/a".to_owned());
+    let _client = master.knock(&place);
+    let served =
+        wait::within(Duration::from_secs(3), || (master.reports().len() > 1).then_some(()));
+    seen.note("a client of another service", if served.is_some() { "is served" } else { "waits" });
+    let process = pid.parse().ok().and_then(Process::read);
+    process.expect("it ignores SIGTERM").signal(Signal::SIGKILL);
+    seen.note(
+        "when the worker was killed",
+        format!("{} workers", master.wait_for_reports(2).len()),
+    );
     seen
 }
 
