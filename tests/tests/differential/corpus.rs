@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Mutex;
 use std::thread;
@@ -79,14 +80,41 @@ pub(crate) const TABLES: Scenario = Scenario {
     ],
 };
 
+pub(crate) const TABLES6: Scenario =
+    Scenario { name: "tables-ipv6", look: look6, differences: &[] };
+
 #[test]
 fn tables() {
     TABLES.check();
 }
 
-/// Every table of every file.
+#[test]
+fn tables_with_ipv6() {
+    if has_ipv6() {
+        TABLES6.check();
+    }
+}
+
+/// Whether this machine has IPv6; a container may have none.
+pub(crate) fn has_ipv6() -> bool {
+    TcpListener::bind("[::1]:0").is_ok()
+}
+
+/// What the files are called whose tables need IPv6.
+const IPV6: &str = "inet6";
+
 fn look(kind: Kind) -> Observation {
-    let tables = Mutex::new(all_tables());
+    look_at(kind, |name| !name.starts_with(IPV6))
+}
+
+fn look6(kind: Kind) -> Observation {
+    look_at(kind, |name| name.starts_with(IPV6))
+}
+
+/// The tables of some files.
+fn look_at(kind: Kind, wanted: fn(&str) -> bool) -> Observation {
+    let tables = all_tables().into_iter().filter(|(name, _)| wanted(name));
+    let tables = Mutex::new(tables.collect::<Vec<_>>());
     let seen = Mutex::new(Observation::default());
     thread::scope(|scope| {
         for _ in 0..SIDE_BY_SIDE {

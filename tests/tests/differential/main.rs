@@ -17,7 +17,9 @@ use belfry_tests::differential::Scenario;
 /// Every scenario.
 const SCENARIOS: &[&Scenario] = &[
     &corpus::TABLES,
+    &corpus::TABLES6,
     &world::WORLD,
+    &world::WORLD6,
     &world::SCRIPTS,
     &world::OPTIONS,
     &starts::SERIAL,

@@ -6,6 +6,7 @@ use belfry_tests::differential::{Kind, Master, Observation, Place, Report, Scena
 use belfry_tests::probe::Probe;
 use belfry_tests::wait;
 
+use crate::corpus::has_ipv6;
 use crate::decisions::{EXEC, GROUPS, LOG, REUSEPORT, W04, W05};
 
 const NOTHING: &str = Observation::NOTHING;
@@ -21,10 +22,18 @@ pub(crate) const WORLD: Scenario = Scenario {
         W05.at("127.0.0.1:PORT1 descriptor 5", "unix seqpacket"),
         W05.at("0.0.0.0:PORT2 descriptor 5", "unix seqpacket"),
         REUSEPORT.at("127.0.0.1:PORT1 socket options", "reuseaddr"),
-        REUSEPORT.at("0.0.0.0:PORT2 socket options", "reuseaddr|reuseaddr v6only"),
+        REUSEPORT.at("0.0.0.0:PORT2 socket options", "reuseaddr"),
         LOG.at("environment POSTLOG_SERVICE", NOTHING),
         LOG.at("environment POSTLOG_HOSTNAME", NOTHING),
         GROUPS.at("groups", "4"),
+    ],
+};
+pub(crate) const WORLD6: Scenario = Scenario {
+    name: "world-ipv6",
+    look: world6,
+    differences: &[
+        W05.at("0.0.0.0:PORT1 descriptor 5", "unix seqpacket"),
+        REUSEPORT.at("0.0.0.0:PORT1 socket options", "reuseaddr|reuseaddr v6only"),
     ],
 };
 pub(crate) const SCRIPTS: Scenario = Scenario {
@@ -51,6 +60,13 @@ fn h01_h02_h03_h04_the_world_of_a_worker() {
 }
 
 #[test]
+fn h01_g04_two_sockets_with_ipv6() {
+    if has_ipv6() {
+        WORLD6.check();
+    }
+}
+
+#[test]
 fn f03_f04_h04_signals_at_exec_scripts_and_programs_that_are_not_there() {
     SCRIPTS.check();
 }
@@ -63,7 +79,6 @@ fn a03_a04_a09_options_that_workers_see() {
 fn world(kind: Kind) -> Observation {
     let mut master = Master::new(kind);
     master.parameter("inet_interfaces = all");
-    master.parameter("inet_protocols = all");
     master.run(
         "u unix n n n - 3 probe_worker\nf fifo n n n - 1 probe_worker\n\
          d unix-dgram y n n - 1 probe_worker\np pass n n n - 1 probe_worker\n\
@@ -79,17 +94,32 @@ fn world(kind: Kind) -> Observation {
         }
     }
     let ports = [(1, [127, 0, 0, 1]), (2, [0; 4])];
-    let ports = ports.map(|(n, host)| (n, Place::Tcp((host, master.port(n)).into())));
-    for (_, place) in &ports {
-        let report = master.worker_at(place);
-        note_ends(&master, &master.tidy(&place.to_string()), &report, &mut seen);
-    }
-    for (n, place) in ports {
-        let report = Probe::tcp(master.port(n)).and_then(|mut probe| probe.report());
-        let options = report.expect("a worker answers").remove("options").unwrap_or_default();
-        seen.note(format!("{} socket options", master.tidy(&place.to_string())), options);
-    }
+    note_ports(&master, &ports, &mut seen);
     seen
+}
+
+fn world6(kind: Kind) -> Observation {
+    let mut master = Master::new(kind);
+    master.parameter("inet_interfaces = all").parameter("inet_protocols = all");
+    master.run("PORT1 inet n n n - 3 probe_worker\n");
+    let mut seen = Observation::default();
+    note_ports(&master, &[(1, [0; 4])], &mut seen);
+    seen
+}
+
+/// Services of type inet: the number of the port, and the address.
+fn note_ports(master: &Master, ports: &[(usize, [u8; 4])], seen: &mut Observation) {
+    let place = |(n, host): &(usize, [u8; 4])| Place::Tcp((*host, master.port(*n)).into());
+    let name = |port| master.tidy(&place(port).to_string());
+    for port in ports {
+        note_ends(master, &name(port), &master.worker_at(&place(port)), seen);
+    }
+    // Once all have been counted: to answer may take another worker.
+    for port in ports {
+        let report = Probe::tcp(master.port(port.0)).and_then(|mut probe| probe.report());
+        let options = report.expect("a worker answers").remove("options").unwrap_or_default();
+        seen.note(format!("{} socket options", name(port)), options);
+    }
 }
 
 /// What differs from service to service.
