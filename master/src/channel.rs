@@ -86,7 +86,7 @@ mod tests {
     use worker_proto::status::Availability;
 
     #[test]
-    fn w08_what_a_retired_worker_writes_still_arrives() {
+    fn j01_w08_what_a_retired_worker_writes_still_arrives() {
         let (master, worker) = Channel::pair().unwrap();
         assert_eq!(master.read(), Read::Empty);
         master.retire();

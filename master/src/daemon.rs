@@ -14,7 +14,7 @@ use nix::sys::prctl::set_child_subreaper;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{chdir, getegid, geteuid, getgid, getpid, getuid, setsid};
+use nix::unistd::{Gid, chdir, getegid, geteuid, getgid, getpid, getuid, setgroups, setsid};
 use worker_proto::abi::{CONFIG_ENV, VERBOSE_ENV};
 use worker_proto::diagnostic::Fault;
 use worker_proto::log::{self, Sink};
@@ -108,6 +108,10 @@ fn run(options: &Options, name: &str, words: &[OsString]) -> Result<ExitCode, Re
     if options.init && getpid().as_raw() != 1 {
         return Err(Fault::new("option -i", "the master is not process 1").into());
     }
+    if geteuid().is_root() {
+        // Those of who starts it would be those of every worker.
+        setgroups(&[Gid::from_raw(0)]).map_err(|e| Fault::io("setgroups", &e.into()))?;
+    }
     let files = raise_file_limit()?;
     if options.leads_session() && setsid().is_err() && nix::unistd::getsid(None) != Ok(getpid()) {
         return Err(Fault::new("setsid", "cannot become a session leader").into());
@@ -118,6 +122,9 @@ fn run(options: &Options, name: &str, words: &[OsString]) -> Result<ExitCode, Re
         Refusal::Told
     })?;
     let verbose = options.verbose || env::var_os(VERBOSE_ENV).is_some();
+    if !options.test {
+        start_log(&config, name, verbose);
+    }
     chdir(&config.common.queue_directory).map_err(|errno| {
         let subject = format!("chdir {}", config.common.queue_directory.display());
         Fault::io(subject, &errno.into())
@@ -129,15 +136,6 @@ fn run(options: &Options, name: &str, words: &[OsString]) -> Result<ExitCode, Re
     let locks = take_locks(&config, name)?;
     if config.master.subreaper {
         set_child_subreaper(true).map_err(|e| Fault::io("subreaper", &e.into()))?;
-    }
-    let tag = format!("{}/{name}", config.common.syslog_name);
-    let sink = Sink::choose(&config.common);
-    let logged = log::init(&tag, verbose, &sink);
-    // A container gathers both outputs in one log.
-    log::tee_stderr(sink != Sink::Stdout);
-    log::log_panics();
-    if let Err(fault) = logged {
-        Notice::Trouble { text: fault.to_string() }.log();
     }
     for warning in &config.warnings {
         Notice::OddConfig { text: warning.to_string() }.log();
@@ -173,6 +171,13 @@ fn run(options: &Options, name: &str, words: &[OsString]) -> Result<ExitCode, Re
     Ok(serve(master, options))
 }
 
+/// From here on lines go to the log, and to standard error until the master serves.
+fn start_log(config: &Config, name: &str, verbose: bool) {
+    resume::start_log(config, name, verbose);
+    // A container gathers both outputs in one log.
+    log::tee_stderr(Sink::choose(&config.common) != Sink::Stdout);
+}
+
 /// Goes on in the place of another program (W22): there is nothing to set up and nobody to tell but
 /// the log.
 fn go_on(
@@ -183,7 +188,7 @@ fn go_on(
 ) -> Result<ExitCode, Refusal> {
     let (snapshot, config) = resume::take(state)?;
     let verbose = options.verbose || env::var_os(VERBOSE_ENV).is_some();
-    resume::log_as_before(&config, name, verbose);
+    resume::start_log(&config, name, verbose);
     let lock = |fd| Lock::adopt(fd).map_err(|e| Fault::io("keep the locks", &e));
     let [first, second] = snapshot.locks;
     let birth = Birth {

@@ -55,8 +55,8 @@ pub fn take(word: &OsString) -> Result<(Snapshot, Config), Fault> {
     Ok((snapshot, config))
 }
 
-/// Logs as the program before did.
-pub fn log_as_before(config: &Config, name: &str, verbose: bool) {
+/// Starts the log that the parameters name, under a name of the master.
+pub fn start_log(config: &Config, name: &str, verbose: bool) {
     let tag = format!("{}/{name}", config.common.syslog_name);
     let logged = log::init(&tag, verbose, &Sink::choose(&config.common));
     log::log_panics();

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Once;
@@ -254,6 +255,18 @@ impl Instance {
         }
         let mut child = self.master.take().expect("it was there a moment ago");
         wait::until("the master to end", wait::LONG, || child.try_wait().ok().flatten());
+        self.wait_for_nobody();
+        self
+    }
+
+    /// Waits until the master has ended by a signal that the test has sent, and everybody with it.
+    ///
+    /// # Panics
+    /// It ends otherwise, or somebody stays.
+    pub fn ends_by(&mut self, signal: Signal) -> &mut Self {
+        let mut child = self.master.take().expect("the master was started");
+        let end = wait::until("the master to end", wait::LONG, || child.try_wait().ok().flatten());
+        assert_eq!(end.signal(), Some(signal as i32), "{end}");
         self.wait_for_nobody();
         self
     }

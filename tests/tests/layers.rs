@@ -240,7 +240,7 @@ fn unsafe_code_lives_in_one_file() {
 }
 
 #[test]
-fn time_enters_in_one_place() {
+fn w16_time_enters_in_one_place_and_is_monotonic() {
     for name in ["worker-proto", "master", "delivery-agent"] {
         for file in sources(&workspace().join(name).join("src")) {
             if file.ends_with("worker-proto/src/clock.rs") {

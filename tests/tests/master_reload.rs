@@ -297,7 +297,7 @@ fn b03_a_second_master_is_refused_and_the_first_goes_on() {
 }
 
 #[test]
-fn belfry_starts_and_stops() {
+fn p05_belfry_starts_and_stops() {
     let mut instance = Instance::bare();
     instance.service("a unix n n n - 3 probe_worker").write();
     let start = instance.belfry(&["start"]);

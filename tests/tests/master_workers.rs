@@ -138,7 +138,7 @@ fn w04_a_worker_that_ends_at_once_without_work_is_not_started_in_a_frenzy() {
 }
 
 #[test]
-fn w05_a_worker_that_lies_harms_nobody() {
+fn j02_j03_j04_j06_j07_w05_a_worker_that_lies_harms_nobody() {
     let (mut instance, port) = probe("n n - 3 probe_worker");
     let other = net::free_port();
     instance.service(&format!("127.0.0.1:{other} inet n n n - 3 probe_worker"));
@@ -228,7 +228,7 @@ fn n01_n02_wakeups_reach_every_type_of_service() {
 }
 
 #[test]
-fn p01_sigterm_leaves_nobody_and_sigkill_of_the_master_drains() {
+fn p01_p04_sigterm_leaves_nobody_and_sigkill_of_the_master_drains() {
     let (mut instance, port) = probe("n n - 3 probe_worker");
     instance.start();
     let mut client = Probe::tcp(port).unwrap();

@@ -79,8 +79,8 @@ impl Facility {
 
 static OUTPUT: OnceLock<Mutex<Output>> = OnceLock::new();
 
-/// Starts logging. `tag` is the whole name, such as `belfry/smtpd`. A second call changes the sink
-/// and the tag, and keeps the level.
+/// Starts logging. `tag` is the whole name, such as `belfry/smtpd`. A second call changes the tag,
+/// the level and the sink.
 ///
 /// # Errors
 /// The sink cannot be opened; lines then go to standard error.
@@ -96,9 +96,10 @@ pub fn init(tag: &str, verbose: bool, sink: &Sink) -> Result<(), Fault> {
         Some(present) => *present.lock().unwrap_or_else(PoisonError::into_inner) = output,
         None => {
             let _ = OUTPUT.set(Mutex::new(output));
-            install(verbose);
+            install();
         }
     }
+    log::set_max_level(if verbose { LevelFilter::Debug } else { LevelFilter::Info });
     fault.map_or(Ok(()), Err)
 }
 
@@ -147,10 +148,9 @@ pub fn log_panics() {
     }));
 }
 
-fn install(verbose: bool) {
-    let level = if verbose { LevelFilter::Debug } else { LevelFilter::Info };
+fn install() {
     env_logger::Builder::new()
-        .filter_level(level)
+        .filter_level(LevelFilter::Debug)
         .format(|out, record| out.write_all(&line(record)))
         .target(env_logger::Target::Pipe(Box::new(Pipe)))
         .init();

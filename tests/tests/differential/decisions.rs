@@ -41,7 +41,7 @@ decisions! {
     W05 "W05": "A worker that writes another one's process id";
     "All workers of a service share one stream socket. The process id of a worker of another service makes the master panic.";
     "Each worker has a channel of its own (SOCK_SEQPACKET), and is known by it. What it says of others is ignored, with a line in the log.";
-    ["w05_a_worker_that_lies_harms_nobody"]
+    ["j02_j03_j04_j06_j07_w05_a_worker_that_lies_harms_nobody"]
 
     W06 "W06": "The pause after a failure";
     "Always `service_throttle_time`; neither a reload nor a worker that works ends it.";
@@ -66,7 +66,7 @@ decisions! {
     W10 "W10": "Clients of a removed service";
     "Its workers get SIGTERM at once.";
     "The same, unless `stop_grace` gives them time.";
-    ["w03_a_removed_service_goes_from_grace_to_sigterm_to_sigkill_to_gone"]
+    ["w03_w10_a_removed_service_goes_from_grace_to_sigterm_to_sigkill_to_gone"]
 
     W11 "W11": "Status";
     "Only the log.";
@@ -96,7 +96,7 @@ decisions! {
     W16 "W16": "Steps of the clock";
     "They stretch and cut pauses and wakeups.";
     "Time is counted by the monotonic clock.";
-    ["time_enters_in_one_place"]
+    ["w16_time_enters_in_one_place_and_is_monotonic"]
 
     W17 "W17": "What is said before the master serves";
     "It goes to syslog alone. What is said while the master has the mail owner's rights is lost when only the master may write to the log file.";
@@ -151,11 +151,6 @@ decisions! {
     REUSEPORT "reuseport": "SO_REUSEPORT";
     "Set on every TCP socket: another program of the same user may listen at the same address.";
     "Not set.";
-    []
-
-    GROUPS "groups": "Supplementary groups of workers that keep their privileges";
-    "Group 0 alone.";
-    "Those of whoever has started the master. Workers that give up their privileges have the mail owner's under both.";
     []
 
     LOG "log": "The way to the log";

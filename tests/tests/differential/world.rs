@@ -7,7 +7,7 @@ use belfry_tests::probe::Probe;
 use belfry_tests::wait;
 
 use crate::corpus::has_ipv6;
-use crate::decisions::{EXEC, GROUPS, LOG, REUSEPORT, W04, W05};
+use crate::decisions::{EXEC, LOG, REUSEPORT, W04, W05};
 
 const NOTHING: &str = Observation::NOTHING;
 
@@ -25,7 +25,6 @@ pub(crate) const WORLD: Scenario = Scenario {
         REUSEPORT.at("0.0.0.0:PORT2 socket options", "reuseaddr"),
         LOG.at("environment POSTLOG_SERVICE", NOTHING),
         LOG.at("environment POSTLOG_HOSTNAME", NOTHING),
-        GROUPS.at("groups", "4"),
     ],
 };
 pub(crate) const WORLD6: Scenario = Scenario {

@@ -11,7 +11,7 @@ use crate::avail::{Action, Event, Exit, Kill, Pool, Rules, WorkerId};
 use crate::notice::Notice;
 
 #[test]
-fn w03_a_removed_service_goes_from_grace_to_sigterm_to_sigkill_to_gone() {
+fn w03_w10_a_removed_service_goes_from_grace_to_sigterm_to_sigkill_to_gone() {
     let mut story = Story::new(rules(2));
     story.serve(A);
     let end = story.at(10_000);
