@@ -56,7 +56,10 @@ pub const COMMANDS: &[(&str, &str)] = &[
       prints one object a line; without a name the first is of the master: its process id, and \
       how many descriptors it has open for what.",
     ),
-    ("metrics", "Print the state of every service as OpenMetrics text."),
+    (
+        "metrics",
+        "Print the state of every service as OpenMetrics text. For a scraper the worker `metricsd` gives it over HTTP at /metrics; master.cf has a line for it.",
+    ),
     ("reset", "Forget the failures of a service and let it start workers at once."),
     (
         "check",

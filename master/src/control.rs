@@ -2,7 +2,7 @@
 //!
 //! `pid/control` is a stream socket of mode 0600. A client writes one line and gets an answer: a line
 //! with an exit status, then text to its end. Nothing here waits for a client, and one that says
-//! nothing is dropped.
+//! nothing is dropped. One that asks for `metrics-feed` stays, and gets one report for each further line.
 
 use std::collections::HashMap;
 use std::fs;
@@ -27,6 +27,8 @@ pub const ASK_TIME: Duration = Duration::from_secs(10);
 const MAX_REQUEST: usize = 1024;
 /// The most clients at a time; further ones wait in the kernel's queue.
 const MAX_CLIENTS: usize = 64;
+/// The most of them that are feeds, which may stay for ever.
+const MAX_FEEDS: usize = 8;
 
 /// The listening socket and its clients.
 #[derive(Debug)]
@@ -44,6 +46,8 @@ pub struct Client {
     input: Vec<u8>,
     output: Vec<u8>,
     asked: bool,
+    /// It gets metrics and nothing else.
+    feed: bool,
     /// What comes before the text of the answer.
     pub preface: String,
 }
@@ -68,6 +72,8 @@ pub struct SavedClient {
     pub input: Vec<u8>,
     pub output: Vec<u8>,
     pub asked: bool,
+    #[serde(default)]
+    pub feed: bool,
 }
 
 impl Control {
@@ -80,8 +86,8 @@ impl Control {
         let adopt = |saved: &SavedClient| -> io::Result<(u64, Client)> {
             let stream = UnixStream::from(sys::take_fd(saved.fd)?);
             let (input, output) = (saved.input.clone(), saved.output.clone());
-            let asked = saved.asked;
-            Ok((saved.number, Client { input, output, asked, ..Client::new(stream) }))
+            let (asked, feed) = (saved.asked, saved.feed);
+            Ok((saved.number, Client { input, output, asked, feed, ..Client::new(stream) }))
         };
         Ok(Self { listener, clients: clients.iter().map(adopt).collect::<Result<_, _>>()? })
     }
@@ -95,6 +101,7 @@ impl Control {
             input: client.input.clone(),
             output: client.output.clone(),
             asked: client.asked,
+            feed: client.feed,
         };
         self.clients.iter().map(save).collect()
     }
@@ -140,6 +147,12 @@ impl Control {
         self.clients.iter().map(|(number, client)| (*number, client))
     }
 
+    /// Whether there is room for another feed.
+    #[must_use]
+    pub fn has_room_for_feed(&self) -> bool {
+        self.clients.values().filter(|client| client.feed).count() < MAX_FEEDS
+    }
+
     /// Forgets a client.
     pub fn remove(&mut self, number: u64) -> Option<Client> {
         self.clients.remove(&number)
@@ -160,6 +173,7 @@ impl Client {
             input: Vec::new(),
             output: Vec::new(),
             asked: false,
+            feed: false,
             preface: String::new(),
         }
     }
@@ -167,7 +181,10 @@ impl Client {
     /// Reads and writes what it can.
     pub fn advance(&mut self) -> Progress {
         if !self.output.is_empty() {
-            return self.write();
+            let progress = self.write();
+            if !(self.feed && self.output.is_empty()) {
+                return progress;
+            }
         }
         let mut bytes = [0; MAX_REQUEST];
         loop {
@@ -192,6 +209,8 @@ impl Client {
         match request::line(&self.input) {
             Some(line) => {
                 self.asked = true;
+                // One question at a time: what a feed has written beyond it is forgotten.
+                self.input.clear();
                 Progress::Asked(line)
             }
             None if end => Progress::Done,
@@ -202,6 +221,23 @@ impl Client {
     /// Gives the answer; [`Client::advance`] writes it.
     pub fn answer(&mut self, code: u8, text: &str) {
         self.output = format!("{code}\n{}{text}", self.preface).into_bytes();
+    }
+
+    /// From now on it gets nothing but metrics.
+    pub const fn make_feed(&mut self) {
+        self.feed = true;
+    }
+
+    /// Whether it gets nothing but metrics.
+    #[must_use]
+    pub const fn is_feed(&self) -> bool {
+        self.feed
+    }
+
+    /// Gives a feed a report, after a line with its length. The next question may then come.
+    pub fn report(&mut self, text: &str) {
+        self.output = format!("{}\n{text}", text.len()).into_bytes();
+        self.asked = false;
     }
 
     /// Whether there is an answer to write.

@@ -16,6 +16,7 @@ pub mod limits;
 pub mod listen;
 pub mod lock;
 pub mod manual;
+pub mod metricsd;
 pub mod monitor;
 pub mod names;
 pub mod notice;

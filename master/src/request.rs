@@ -11,6 +11,8 @@ pub enum Request {
     Diff,
     /// The numbers of every service, for a scraper.
     Metrics,
+    /// Nothing but metrics on this connection from now on, one report for each further line.
+    MetricsFeed,
     /// The process id.
     Pid,
     /// Read the configuration again.
@@ -50,6 +52,7 @@ impl Request {
         match words.as_slice() {
             ["diff"] => Some(Self::Diff),
             ["metrics"] => Some(Self::Metrics),
+            ["metrics-feed"] => Some(Self::MetricsFeed),
             ["pid"] => Some(Self::Pid),
             ["reload"] => Some(Self::Reload { changed: false }),
             ["reload", "--changed"] => Some(Self::Reload { changed: true }),
@@ -74,6 +77,7 @@ impl fmt::Display for Request {
         match self {
             Self::Diff => f.write_str("diff"),
             Self::Metrics => f.write_str("metrics"),
+            Self::MetricsFeed => f.write_str("metrics-feed"),
             Self::Pid => f.write_str("pid"),
             Self::Reload { changed } => {
                 f.write_str(if *changed { "reload --changed" } else { "reload" })

@@ -100,6 +100,21 @@ fn n02_n03_a_wakeup_that_cannot_be_is_told_and_tried_again() {
     instance.finish(&["master_wakeup_timer_event"]);
 }
 
+/// What a wakeup passes is the end of a pipe, which was taken for a client that had gone.
+#[test]
+fn n02_q10_a_trigger_service_of_type_pass_hears_its_wakeup() {
+    let mut instance = Instance::bare();
+    let trace = instance.root().join("trace");
+    instance
+        .parameter("import_environment", &format!("MAIL_CONFIG TRACE={}", trace.display()))
+        .service("a pass n n n 1 1 trigger_worker");
+    instance.start();
+    wait::until("the wakeup", wait::LONG, || {
+        fs::read_to_string(&trace).ok()?.contains("W\\u{0}").then_some(())
+    });
+    instance.finish(&[]);
+}
+
 #[test]
 fn n04_a_throttled_service_is_not_woken_and_its_timer_goes_on() {
     let mut instance = with_service("n n n 1 3 probe_worker crash");

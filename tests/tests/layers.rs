@@ -59,6 +59,7 @@ const MASTER: &[&str] = &[
     "cgroup",
     "remains",
     "control",
+    "metricsd",
     "stage2",
     "snapshot",
     "resume",

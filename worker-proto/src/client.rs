@@ -119,6 +119,17 @@ impl AsFd for Client {
     }
 }
 
+/// Takes what a client of a `pass` service passes; None when none is there.
+pub(crate) fn accept_passed(listen: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    while let Some(fd) = accept(listen)? {
+        // One that passes nothing is its own trouble.
+        if let Ok(passed) = receive(&fd) {
+            return Ok(Some(passed));
+        }
+    }
+    Ok(None)
+}
+
 /// Takes a connection without waiting.
 pub(crate) fn accept(listen: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     loop {

@@ -3,15 +3,16 @@
 //! A request is a few bytes; what they do not know, services ignore (Q10).
 
 use std::io::Read;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::read;
 
 use crate::abi::{TRIGGER_BUF, Transport};
-use crate::client::Client;
+use crate::client::{self, Client};
 use crate::diagnostic::Fault;
 use crate::server::{self, Configured, Jailed, Limit};
 
@@ -66,7 +67,15 @@ fn take(listen: BorrowedFd<'_>, transport: Transport) -> Result<Option<Vec<u8>>,
             Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
             Err(errno) => return Err(Fault::io("read request", &errno.into())),
         },
-        Transport::Inet | Transport::Unix | Transport::Pass => {
+        // What is passed is the end of a pipe (master(8), wakeups), or a connection.
+        Transport::Pass => {
+            let passed = client::accept_passed(listen);
+            match passed.map_err(|e| Fault::io("accept connection", &e))? {
+                Some(fd) => read_in_time(fd.as_fd(), &mut bytes),
+                None => return Ok(None),
+            }
+        }
+        Transport::Inet | Transport::Unix => {
             let accepted = Client::accept(listen, transport);
             let Some(mut client) = accepted.map_err(|e| Fault::io("accept connection", &e))? else {
                 return Ok(None);
@@ -77,4 +86,13 @@ fn take(listen: BorrowedFd<'_>, transport: Transport) -> Result<Option<Vec<u8>>,
         }
     };
     Ok(Some(bytes[..size].to_vec()))
+}
+
+/// Reads what is there, or comes within [`PATIENCE`]; nothing otherwise.
+fn read_in_time(fd: BorrowedFd<'_>, bytes: &mut [u8]) -> usize {
+    let patience = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
+    match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], patience) {
+        Ok(1..) => read(fd, bytes).unwrap_or(0),
+        _ => 0,
+    }
 }

@@ -76,7 +76,17 @@ impl Master {
     }
 
     fn request(&mut self, now: Time, number: u64, line: &str) {
+        if self.control.client(number).is_some_and(|client| client.is_feed()) {
+            return self.feed_metrics(now, number);
+        }
         let (code, text) = match Request::parse(line) {
+            Some(Request::MetricsFeed) if self.control.has_room_for_feed() => {
+                if let Some(client) = self.control.client(number) {
+                    client.make_feed();
+                }
+                return self.feed_metrics(now, number);
+            }
+            Some(Request::MetricsFeed) => (1, "too many metrics feeds\n".to_owned()),
             Some(Request::Reload { changed: false }) => {
                 return self.reload(now, Some(number), Extent::All);
             }
@@ -107,6 +117,14 @@ impl Master {
             None => (1, format!("unknown request: {line}\n")),
         };
         self.answer(number, code, &text);
+    }
+
+    fn feed_metrics(&mut self, now: Time, number: u64) {
+        let text = report::metrics(&self.rows(now, None));
+        if let Some(client) = self.control.client(number) {
+            client.report(&text);
+            self.serve_client(now, number);
+        }
     }
 
     /// Forgets the failures of a service, and tries to bind what is not bound.

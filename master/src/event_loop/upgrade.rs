@@ -258,7 +258,8 @@ impl Master {
             if number == asker {
                 client.preface = format!("{notice}\n");
             } else {
-                self.timers.set(Timer::Client(number), Some(now + ASK_TIME));
+                let stays = client.is_feed();
+                self.timers.set(Timer::Client(number), (!stays).then_some(now + ASK_TIME));
                 self.serve_client(now, number);
             }
         }
