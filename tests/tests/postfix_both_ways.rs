@@ -159,6 +159,50 @@ fn debians_daemons_and_scripts_run_unchanged_with_our_master() {
     assert_eq!(complaints.collect::<Vec<_>>(), Vec::<&String>::new());
 }
 
+/// postscreen(8) looks at a client first and passes its connection on to smtpd(8), which is a service
+/// of type `pass`.
+#[test]
+#[cfg_attr(not(peer_postfix), ignore = "Debian's postfix is not installed")]
+fn postscreen_passes_connections_to_smtpd_under_our_master() {
+    const MESSAGES: usize = 300;
+    let sink = SmtpSink::start();
+    let postfix = Postfix::new(&sink.name());
+    // Nobody is let through unseen: the greeting test is gone through.
+    let main_cf = postfix.path("etc/main.cf");
+    let parameters = fs::read_to_string(&main_cf).expect("it was written")
+        + "postscreen_access_list =\npostscreen_greet_wait = 1s\npostscreen_greet_action = enforce\n";
+    fs::write(&main_cf, parameters).expect("/tmp has room");
+    let smtp = format!("127.0.0.1:{}", postfix.port);
+    let mut table = String::new();
+    for line in debians_table(postfix.port).lines() {
+        if line.starts_with(&smtp) {
+            table += &format!("{smtp} inet n - n - 1 postscreen\nsmtpd pass - - n - - smtpd\n");
+            table += "dnsblog unix - - n - 0 dnsblog\ntlsproxy unix - - n - 0 tlsproxy\n";
+        } else {
+            table += &format!("{line}\n");
+        }
+    }
+    postfix.table(&table);
+    postfix.use_program("master", "master");
+    postfix.postfix("start");
+    postfix.carries(&sink, MESSAGES);
+    postfix.log().wait_for("PASS NEW [127.0.0.1]");
+    let passed = process::below(&postfix.path("q"));
+    let smtpd = passed.iter().find(|p| p.name == "smtpd").expect("it waits for the next one");
+    assert!(smtpd.command.starts_with("smtpd -t pass -u -o stress="), "{}", smtpd.command);
+    // postscreen finishes what it has in hand, and the next one goes on with its cache.
+    postfix.postfix("reload");
+    let source = smtp_source(postfix.port, 100);
+    assert!(source.status.success(), "{source:?}");
+    postfix.log().wait_for_count("status=sent", MESSAGES + 100);
+    postfix.log().wait_for("PASS OLD [127.0.0.1]");
+    postfix.postfix("stop");
+    postfix.nobody_is_left();
+    let words = ["fatal:", "panic:", "bad command startup", "killed by signal"];
+    let complaints: Vec<_> = words.iter().flat_map(|w| postfix.log().lines(w)).collect();
+    assert_eq!(complaints, Vec::<String>::new());
+}
+
 #[test]
 #[cfg_attr(not(peer_postfix), ignore = "Debian's postfix is not installed")]
 fn our_workers_run_unchanged_under_debians_master() {
