@@ -17,7 +17,7 @@ worker_proto::params! {
         /// The protocols in use: `all`, or `ipv4` and `ipv6`.
         inet_protocols: Words = "all";
         /// The environment that workers get: names, or `name=value`.
-        import_environment: Text = "MAIL_CONFIG MAIL_DEBUG MAIL_LOGTAG TZ XAUTHORITY DISPLAY LANG=C POSTLOG_SERVICE POSTLOG_HOSTNAME";
+        import_environment: Text = "MAIL_CONFIG MAIL_DEBUG MAIL_LOGTAG TZ XAUTHORITY DISPLAY LANG=C POSTLOG_SERVICE POSTLOG_HOSTNAME XDG_RUNTIME_DIR";
         /// Ports by name, as `name=number`, before /etc/services is asked.
         known_tcp_ports: Words = "lmtp=24, smtp=25, smtps=submissions=465, submission=587";
         /// At the first start an address that is in use stops the start. With "no" that service is
@@ -34,8 +34,11 @@ worker_proto::params! {
         /// NAME_min_spare.
         min_spare: Count = "0", "0"..="1000";
         /// With "postfix", what differs from Postfix's master in a way that can be seen is as there:
-        /// numbers are read as far as they are digits, every pause lasts service_throttle_time, a
-        /// reload does not end it.
+        /// numbers are read as far as they are digits; every pause lasts service_throttle_time, and a
+        /// reload does not end it; a worker that ends at once with status 0 makes no pause, and one
+        /// that is lost is not woken before its time; a local service at its limit is silent; the
+        /// socket of a removed service stays. What would end the master, let it hang or lose clients
+        /// there does not come back with it: see tests/DIFFERENCES.md.
         compat: Text = "";
         /// Below which the control groups of services with NAME_cgroup or a cgroup limit are made, such
         /// as /sys/fs/cgroup/system.slice/belfry.service; it must be delegated to the master (systemd:
@@ -59,5 +62,26 @@ impl MasterParams {
     #[must_use]
     pub fn postfix_compat(&self) -> bool {
         self.compat == "postfix"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use worker_proto::main_cf::MainCf;
+    use worker_proto::params::CommonParams;
+
+    #[test]
+    fn c01_an_empty_main_cf_means_what_it_means_to_postfix() {
+        let mut main_cf = MainCf::parse("main.cf", "").0;
+        let common = CommonParams::read(&mut main_cf).unwrap();
+        let master = MasterParams::read(&mut main_cf).unwrap();
+        assert_eq!(common.default_process_limit, 100);
+        assert_eq!(master.service_throttle_time.as_secs(), 60);
+        assert_eq!(master.inet_interfaces, ["all"]);
+        assert!(master.master_service_disable.is_empty() && !master.postfix_compat());
+        assert!(common.maillog_file.is_empty(), "syslog it is");
+        let mut low = MainCf::parse("main.cf", "service_throttle_time = 0s\n").0;
+        assert!(MasterParams::read(&mut low).is_err(), "a second is the least");
     }
 }

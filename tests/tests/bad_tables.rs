@@ -136,7 +136,7 @@ fn start_and_stop_by_the_operators_command() {
 }
 
 #[test]
-fn check_makes_what_is_missing() {
+fn w13_check_makes_what_is_missing() {
     let instance = Instance::bare();
     instance.write();
     let missing = ["q/private", "q/public", "q/maildrop", "q/queue", "q/pid", "d"];

@@ -47,7 +47,7 @@ fn w01_a_bad_line_at_reload_changes_nothing_and_belfry_prints_it() {
 }
 
 #[test]
-fn w01_a_main_cf_that_cannot_be_read_at_reload_changes_nothing() {
+fn c06_w01_a_main_cf_that_cannot_be_read_at_reload_changes_nothing() {
     let mut instance = Instance::bare();
     let port = net::free_port();
     instance.service(&format!("127.0.0.1:{port} inet n n n - 3 probe_worker")).start();
@@ -276,7 +276,7 @@ fn every_error_of_a_table_at_the_start_is_listed_and_nothing_starts() {
 }
 
 #[test]
-fn b03_a_second_master_is_refused_and_the_first_goes_on() {
+fn a17_b03_a_second_master_is_refused_and_the_first_goes_on() {
     let mut instance = Instance::bare();
     instance.service("a unix n n n - 3 probe_worker").start();
     let start = instance.belfry(&["start"]);

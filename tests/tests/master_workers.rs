@@ -14,7 +14,7 @@ fn probe(rest: &str) -> (Instance, u16) {
 }
 
 #[test]
-fn h01_h02_h03_h04_f01_what_a_worker_starts_with() {
+fn a02_a11_a13_a16_h01_h02_h03_h04_f01_what_a_worker_starts_with() {
     let (mut instance, port) = probe("n n - 3 probe_worker -x {a b}");
     instance.start();
     let report = Probe::tcp(port).unwrap().report().unwrap();

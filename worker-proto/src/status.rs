@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn record_is_twelve_native_bytes() {
+    fn h05_a_record_is_twelve_native_bytes() {
         let record = StatusRecord::new(77, Generation(9), Availability::Available);
         let bytes = record.encode();
         assert_eq!(bytes[..4], 77_i32.to_ne_bytes());

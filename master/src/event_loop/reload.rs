@@ -249,7 +249,8 @@ impl Master {
         let Some(id) = self.by_key.remove(key) else {
             return;
         };
-        if let Some(service) = self.services.get(&id) {
+        let unlinks = !self.config.master.postfix_compat();
+        if let Some(service) = self.services.get(&id).filter(|_| unlinks) {
             // Another type may listen at the same path from now on.
             let unused = |l: &&Listener| !still_used.contains(l.endpoint());
             service.listeners.iter().filter(unused).for_each(Listener::unlink);

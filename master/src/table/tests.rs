@@ -82,7 +82,7 @@ fn d08_a_dash_is_a_name() {
 }
 
 #[test]
-fn e08_e11_inet_names() {
+fn e08_e10_e11_inet_names() {
     for (name, key, addresses) in [
         ("smtp", "25", &["0.0.0.0:25", "[::]:25"][..]),
         ("25", "25", &["0.0.0.0:25", "[::]:25"]),
@@ -138,7 +138,7 @@ fn c04_a_disabled_line_is_not_looked_at() {
 
 /// One line each: what is written, and everything that is said about it.
 #[test]
-fn every_kind_of_bad_line() {
+fn d03_d05_d07_e01_e04_e08_e09_e13_every_kind_of_bad_line() {
     for (line, want) in [
         ("x", &["1:2: missing \"transport type\" field"][..]),
         ("x unix - - - - -", &["1:17: missing \"command\" field"]),
@@ -233,4 +233,11 @@ fn a_name_too_long_for_a_socket() {
     let name = "x".repeat(100);
     assert_eq!(complaints(&format!("{name} unix - - - - - p")).len(), 1);
     one(&format!("{} unix - - - - - p", &name[1..]));
+}
+
+#[test]
+fn d12_nothing_is_expanded_quoted_or_included() {
+    let def = one(&format!("x unix - - - - - p $y \"a b\" 'c \\n @file {}", "z".repeat(9000)));
+    assert_eq!(def.args[..6], ["$y", "\"a", "b\"", "'c", "\\n", "@file"]);
+    assert_eq!(def.args[6].len(), 9000);
 }

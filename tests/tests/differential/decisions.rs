@@ -121,7 +121,7 @@ decisions! {
     W21 "W21": "Numbers, names and what is left behind";
     "A number is read as far as it is digits and may wrap around (`1h` is 1, 99999999999 is 1215752191, port 70000 is 4464). Names may hold `..`. The socket of a removed service stays in the file system.";
     "What follows the digits is told; a number that is too large, and `..`, are errors. The socket is removed. With `compat = postfix` the digits are read without a word.";
-    ["every_kind_of_bad_line"]
+    ["d03_d05_d07_e01_e04_e08_e09_e13_every_kind_of_bad_line"]
 
     W22 "W22": "A new version of the master";
     "Stop and start.";
@@ -171,10 +171,10 @@ decisions! {
     PLACES "places": "Where a complaint is made";
     "The first line of the entry; a warning has no line; a port that nobody knows neither. A duplicate is told by the name of the earlier entry.";
     "File, line and column of the word in question; a duplicate is told by the name of the later entry.";
-    ["every_kind_of_bad_line"]
+    ["d03_d05_d07_e01_e04_e08_e09_e13_every_kind_of_bad_line"]
 
     NEWER "newer": "What Debian's version does not have yet";
     "3.7 has it not.";
     "As Postfix 3.12: a null byte in master.cf is warned of.";
-    ["every_kind_of_bad_line"]
+    ["d03_d05_d07_e01_e04_e08_e09_e13_every_kind_of_bad_line"]
 }
