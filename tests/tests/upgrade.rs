@@ -195,3 +195,30 @@ fn w22_signals_during_an_upgrade_are_not_lost_and_kill_nobody() {
     assert!(Probe::tcp(port).unwrap().report().is_ok());
     instance.finish(&[]);
 }
+
+#[test]
+fn w22_a_master_that_is_stopping_is_not_upgraded() {
+    let mut instance = instance();
+    instance
+        .parameter("stop_kill_time", "2s")
+        .service("a unix n n n - 3 probe_worker ignore-term ignore-end");
+    instance.start();
+    let mut client = Probe::unix(&instance.queue().join("public/a")).unwrap();
+    client.ask("hold").unwrap();
+    let asked = instance.root().join("asked");
+    let script = format!(
+        "#!/bin/sh\n: >{}\nwhile ! grep -q terminating {}; do sleep 0.1; done\n\
+         echo can resume, version 9\n",
+        asked.display(),
+        instance.root().join("log").display()
+    );
+    install(&instance, script.as_bytes());
+    let mut upgrade = instance.command("belfry");
+    let mut upgrade = upgrade.arg("upgrade").spawn().expect("belfry was copied");
+    wait::until("the new program to be asked", wait::LONG, || asked.exists().then_some(()));
+    Process::read(instance.master_pid()).unwrap().signal(Signal::SIGTERM);
+    instance.ends_by(Signal::SIGTERM);
+    assert!(!upgrade.wait().expect("it is our child").success());
+    let refused = ["upgrade: the master is stopping", "upgrade refused"];
+    instance.finish(&[&refused[..], &["killed by signal 9"]].concat());
+}

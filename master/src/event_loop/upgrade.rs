@@ -48,14 +48,7 @@ pub(super) struct Upgrading {
 impl Master {
     /// Begins an upgrade to a program; `client` gets the outcome.
     pub(super) fn upgrade(&mut self, now: Time, client: u64, program: &str) {
-        let busy = if self.ending.is_some() {
-            Some("the master is stopping")
-        } else if self.reloading.is_some() {
-            Some("a reload is under way")
-        } else {
-            self.upgrading.as_ref().map(|_| "an upgrade is under way")
-        };
-        if let Some(busy) = busy {
+        if let Some(busy) = self.is_busy() {
             return self.answer(client, 1, &format!("upgrade refused: {busy}\n"));
         }
         let program =
@@ -69,6 +62,17 @@ impl Master {
             Err(e) => {
                 self.refuse_upgrade(client, &format!("{}: {}", program.display(), errno_text(&e)));
             }
+        }
+    }
+
+    /// What must come to its end in this program.
+    fn is_busy(&self) -> Option<&'static str> {
+        if self.ending.is_some() {
+            Some("the master is stopping")
+        } else if self.reloading.is_some() {
+            Some("a reload is under way")
+        } else {
+            self.upgrading.as_ref().map(|_| "an upgrade is under way")
         }
     }
 
@@ -91,6 +95,10 @@ impl Master {
         };
         self.timers.set(Timer::Verdict, None);
         let verdict = helper.end(&mut self.sources);
+        // Something may have begun since it was asked.
+        if let Some(busy) = self.is_busy() {
+            return self.refuse_upgrade(client, busy);
+        }
         if verdict.starts_with(resume::CAN_RESUME) {
             let reason = self.hand_over(now, client, &program);
             return self.refuse_upgrade(client, &reason);
