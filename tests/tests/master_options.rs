@@ -79,5 +79,6 @@ fn a10_w17_dash_w_waits_and_prints_the_reason_of_a_failure() {
         errors.contains("open lock file pid/master.pid: No such file or directory"),
         "{errors}"
     );
-    instance.finish(&[]);
+    // It is in the log as well.
+    instance.finish(&["fatal: open lock file pid/master.pid: No such file or directory"]);
 }

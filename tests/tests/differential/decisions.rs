@@ -100,7 +100,7 @@ decisions! {
 
     W17 "W17": "What is said before the master serves";
     "It goes to syslog alone. What is said while the master has the mail owner's rights is lost when only the master may write to the log file.";
-    "It is on standard error, with `-w` as well.";
+    "It is in the log, and on standard error, with `-w` as well.";
     ["a10_w17_dash_w_waits_and_prints_the_reason_of_a_failure"]
 
     W18 "W18": "Wakeups";
