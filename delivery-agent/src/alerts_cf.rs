@@ -12,7 +12,7 @@
 
 use std::ops::Range;
 
-use worker_proto::diagnostic::Diagnostic;
+use worker_proto::diagnostic::{Complaints, Diagnostic};
 use worker_proto::logical::{self, Logical};
 
 /// The kind of plain mail.
@@ -42,16 +42,16 @@ impl AlertsCf {
     #[must_use]
     pub fn parse(file: &str, text: &str) -> (Self, Vec<Diagnostic>) {
         let mut alerts = Self::default();
-        let mut diagnostics = Vec::new();
+        let mut complaints = Complaints::default();
         for line in logical::lines(text) {
             match rule(&line) {
                 Ok(rule) => alerts.rules.push(rule),
                 Err((at, message, help)) => {
-                    diagnostics.push(line.error(file, at, message).help(help));
+                    complaints.push(line.error(file, at, message).help(help));
                 }
             }
         }
-        (alerts, diagnostics)
+        (alerts, complaints.into_vec())
     }
 
     /// The addresses that want events of a kind, in the order of the file, each once.
@@ -77,7 +77,7 @@ type Problem = (Range<usize>, String, &'static str);
 const FORM: &str = "write: address [only on { kind, ... } | but not on { kind, ... }]";
 
 fn rule(line: &Logical<'_>) -> Result<Rule, Problem> {
-    let text = line.text.as_str();
+    let text = line.text.as_ref();
     let whole = text.len() - text.trim_start().len()..text.trim_end().len();
     if line.orphan {
         return Err((whole, "a continued line with no address before it".to_owned(), FORM));

@@ -3,8 +3,10 @@
 //! Texts and exit statuses are postfix(1)'s where it has the command.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -15,15 +17,19 @@ use worker_proto::abi::CONFIG_ENV;
 use worker_proto::clock::Time;
 use worker_proto::diagnostic::Fault;
 use worker_proto::getopt;
+use worker_proto::main_cf::MainCf;
+use worker_proto::params::CommonParams;
 use worker_proto::server::CONFIG_DIRECTORY;
 
 use crate::cgroup;
+use crate::cli::Options;
 use crate::config::{self, Config, Problems};
 use crate::control;
 use crate::layout;
 use crate::limits;
 use crate::lock;
 use crate::names::Names;
+use crate::resume;
 
 /// The commands with the manual's text.
 pub const COMMANDS: &[(&str, &str)] = &[
@@ -37,7 +43,9 @@ pub const COMMANDS: &[(&str, &str)] = &[
     ),
     (
         "stop",
-        "Stop it in an orderly way: workers get SIGTERM, and SIGKILL when that does not help.",
+        "Stop it in an orderly way: workers get SIGTERM, and SIGKILL when that does not help. This works \
+      without a readable main.cf too, for the master that was started with this configuration directory; \
+      with `--pid PID` for the master with that process id.",
     ),
     ("abort", "Stop it at once with SIGKILL. What was queued is safe."),
     (
@@ -136,8 +144,8 @@ fn run(request: &Request) -> Outcome {
         ("check", []) => check(request).map(drop),
         ("start", []) => start(request, false),
         ("start-fg", []) => start(request, true),
-        ("stop", []) => stop(request),
-        ("abort", []) => abort(request),
+        ("stop", words) => stop(request, &to_be_ended(request, words)?),
+        ("abort", words) => abort(request, &to_be_ended(request, words)?),
         ("reload", [] | ["--changed"]) => reload(request, &words),
         ("upgrade", []) => upgrade(request),
         ("status", _) => status(request, &words),
@@ -209,35 +217,96 @@ fn start(request: &Request, foreground: bool) -> Outcome {
 /// How long the master has to end its workers before everything is killed.
 const STOP_TIME: Duration = Duration::from_secs(10);
 
-fn stop(request: &Request) -> Outcome {
+/// A master that is to be ended, which holds the lock of its queue directory.
+struct Running {
+    queue: PathBuf,
+    pid: Pid,
+}
+
+/// The master that `stop` and `abort` are to end. It must be found whatever has become of main.cf.
+fn to_be_ended(request: &Request, words: &[&str]) -> Result<Running, Told> {
     superuser()?;
-    let queue = queue_directory(request)?;
-    let Some(pid) = holder(&queue)? else {
-        return fail("the Belfry mail system is not running");
+    let not_running = || fatal("the Belfry mail system is not running");
+    match words {
+        [] => {}
+        ["--pid", word] => {
+            let pid = word.parse().ok().filter(|&pid| pid > 0).map(Pid::from_raw);
+            let found = pid.and_then(running_as);
+            let reason = || format!("process {word} is not a running Belfry master");
+            return found.ok_or_else(|| fatal(&reason()));
+        }
+        _ => return Err(fatal("usage: belfry stop | abort [--pid PID]")),
+    }
+    let queue = match read_queue_directory(request) {
+        Ok(queue) => queue,
+        Err(fault) => {
+            say_error(&format!("warning: {fault}"));
+            match started_with(&request.directory) {
+                Some(found) => return Ok(found),
+                None => PathBuf::from(default_queue_directory()),
+            }
+        }
     };
+    let pid = holder(&queue)?.ok_or_else(not_running)?;
+    Ok(Running { queue, pid })
+}
+
+/// The process as a master: its working directory is its queue directory, whose lock it holds.
+fn running_as(pid: Pid) -> Option<Running> {
+    let queue = fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
+    let holds = lock::is_held_by(&queue.join(lock::QUEUE_LOCK), pid);
+    holds.unwrap_or(false).then_some(Running { queue, pid })
+}
+
+/// The master that was started with a configuration directory.
+fn started_with(directory: &Path) -> Option<Running> {
+    let numbers = fs::read_dir("/proc")
+        .ok()?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok().map(Pid::from_raw));
+    numbers.filter(|&pid| configuration_of(pid).as_deref() == Some(directory)).find_map(running_as)
+}
+
+/// The configuration directory that a process was started with, if it is a master.
+fn configuration_of(pid: Pid) -> Option<PathBuf> {
+    let words = |file| {
+        let bytes = fs::read(format!("/proc/{pid}/{file}")).ok()?;
+        let words = bytes.split(|&b| b == 0).map(|w| OsStr::from_bytes(w).to_owned());
+        Some(words.collect::<Vec<_>>())
+    };
+    let line = words("cmdline")?;
+    // An upgraded master has these words before those it was started with.
+    let own = if line.get(1).is_some_and(|word| word == resume::OPTION) { 3 } else { 1 };
+    let options =
+        Options::parse(line.into_iter().skip(own).filter(|word| !word.is_empty())).ok()?;
+    options.config.or_else(|| {
+        let start = format!("{CONFIG_ENV}=");
+        let environment = words("environ")?;
+        let value = environment.iter().find_map(|w| w.as_bytes().strip_prefix(start.as_bytes()));
+        Some(value.map_or_else(|| CONFIG_DIRECTORY.into(), |v| PathBuf::from(OsStr::from_bytes(v))))
+    })
+}
+
+fn stop(request: &Request, running: &Running) -> Outcome {
     say("stopping the Belfry mail system");
-    let _ = kill(pid, Signal::SIGTERM);
-    if wait_for_end(&queue, STOP_TIME)? {
+    let _ = kill(running.pid, Signal::SIGTERM);
+    if wait_for_end(&running.queue, STOP_TIME)? {
         return Ok(());
     }
     say("stopping the Belfry mail system with force");
-    end_group(request, &queue, pid)
+    end_group(request, running)
 }
 
-fn abort(request: &Request) -> Outcome {
-    superuser()?;
-    let queue = queue_directory(request)?;
-    let Some(pid) = holder(&queue)? else {
-        return fail("the Belfry mail system is not running");
-    };
+fn abort(request: &Request, running: &Running) -> Outcome {
     say("aborting the Belfry mail system");
-    end_group(request, &queue, pid)
+    end_group(request, running)
 }
 
 /// Kills the master and, when it leads a process group, all of it (P05); and what is in the control
 /// groups of services (W23).
-fn end_group(request: &Request, queue: &Path, pid: Pid) -> Outcome {
-    if getpgid(Some(pid)) == Ok(pid) {
+fn end_group(request: &Request, running: &Running) -> Outcome {
+    let pid = running.pid;
+    // The group of process 1 would be every process.
+    if pid.as_raw() > 1 && getpgid(Some(pid)) == Ok(pid) {
         let _ = killpg(pid, Signal::SIGKILL);
     }
     let _ = kill(pid, Signal::SIGKILL);
@@ -247,13 +316,17 @@ fn end_group(request: &Request, queue: &Path, pid: Pid) -> Outcome {
         let groups = groups.filter_map(|s| limits::cgroup(root, &s.def.ext_name, &s.limits));
         groups.for_each(|group| cgroup::end(&group));
     }
-    if wait_for_end(queue, STOP_TIME)? { Ok(()) } else { fail("the master does not end") }
+    if wait_for_end(&running.queue, STOP_TIME)? { Ok(()) } else { fail("the master does not end") }
 }
 
 /// Whether the lock is free within a time.
 fn wait_for_end(queue: &Path, patience: Duration) -> Result<bool, Told> {
     let end = Time::now() + patience;
-    while holder(queue)?.is_some() {
+    let held = || {
+        let path = queue.join(lock::QUEUE_LOCK);
+        lock::is_held(&path).map_err(|fault| fatal(&fault.to_string()))
+    };
+    while held()? {
         if Time::now() >= end {
             return Ok(false);
         }
@@ -302,14 +375,20 @@ fn running(request: &Request) -> Result<PathBuf, Told> {
     }
 }
 
-/// The queue directory, from a main.cf whose other parameters may be wrong.
 fn queue_directory(request: &Request) -> Result<PathBuf, Told> {
-    use worker_proto::main_cf::MainCf;
-    use worker_proto::params::CommonParams;
-    let (mut main_cf, _) =
-        MainCf::load(&request.directory).map_err(|fault| fatal(&fault.to_string()))?;
+    read_queue_directory(request).map_err(|fault| fatal(&fault.to_string()))
+}
+
+/// The queue directory, from a main.cf whose other parameters may be wrong.
+fn read_queue_directory(request: &Request) -> Result<PathBuf, Fault> {
+    let (mut main_cf, _) = MainCf::load(&request.directory)?;
     main_cf.define(CommonParams::TABLE);
     Ok(PathBuf::from(main_cf.get("queue_directory").unwrap_or_default()))
+}
+
+fn default_queue_directory() -> &'static str {
+    let row = CommonParams::TABLE.iter().find(|row| row.name == "queue_directory");
+    row.map_or("", |row| row.default)
 }
 
 fn ask(queue: &Path, question: &str) -> Outcome {
@@ -332,9 +411,7 @@ fn unreachable_master(queue: &Path) -> String {
 
 /// The master that runs, by the lock it holds.
 fn holder(queue: &Path) -> Result<Option<Pid>, Told> {
-    let path = queue.join("pid/master.pid");
-    let holder = lock::holder(&path).map_err(|fault| fatal(&fault.to_string()))?;
-    Ok(holder.map(Pid::from_raw))
+    lock::holder(&queue.join(lock::QUEUE_LOCK)).map_err(|fault| fatal(&fault.to_string()))
 }
 
 fn superuser() -> Outcome {

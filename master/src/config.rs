@@ -4,11 +4,11 @@
 //! stopped at different points. Reading changes nothing, and tells every error there is.
 
 use std::fmt;
-use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use worker_proto::diagnostic::{Diagnostic, Fault, any_error};
+use worker_proto::diagnostic::{Complaints, Diagnostic, Fault, Severity};
+use worker_proto::files;
 use worker_proto::main_cf::MainCf;
 use worker_proto::params::CommonParams;
 
@@ -54,8 +54,8 @@ impl Problems {
     /// How many forbid the use.
     #[must_use]
     pub fn count(&self) -> usize {
-        let errors = self.diagnostics.iter().filter(|d| any_error(std::slice::from_ref(d)));
-        errors.count() + self.faults.len()
+        let errors = self.diagnostics.iter().filter(|d| d.severity == Severity::Error);
+        errors.map(|d| d.count).sum::<usize>() + self.faults.len()
     }
 
     /// The same in words: `1 error`, `2 errors`.
@@ -65,6 +65,28 @@ impl Problems {
             1 => "1 error".to_owned(),
             n => format!("{n} errors"),
         }
+    }
+}
+
+/// What is found while a configuration is read.
+#[derive(Default)]
+struct Found {
+    complaints: Complaints,
+    faults: Vec<Fault>,
+}
+
+impl Found {
+    /// What was read, unless it was not.
+    fn keep<T>(&mut self, result: Result<T, Vec<Diagnostic>>) -> Option<T> {
+        result.map_err(|errors| self.complaints.extend(errors)).ok()
+    }
+
+    fn keep_fault<T>(&mut self, result: Result<T, Fault>) -> Option<T> {
+        result.map_err(|fault| self.faults.push(fault)).ok()
+    }
+
+    fn problems(self) -> Problems {
+        Problems { diagnostics: self.complaints.into_vec(), faults: self.faults }
     }
 }
 
@@ -95,30 +117,30 @@ impl fmt::Display for Problems {
 pub fn read(directory: &Path, table: Option<&Path>, names: &Names) -> Result<Config, Problems> {
     let main_cf_text = MainCf::text(directory)?;
     let (mut main_cf, diagnostics) = MainCf::of(directory, &main_cf_text);
-    let mut problems = Problems { diagnostics, faults: Vec::new() };
+    let mut found = Found::default();
+    found.complaints.extend(diagnostics);
     // Wrong parameters do not keep master.cf from being read: it is checked against the defaults.
-    let common = keep(CommonParams::read(&mut main_cf), &mut problems.diagnostics)
-        .or_else(|| CommonParams::read(&mut MainCf::default()).ok());
-    let master = keep(MasterParams::read(&mut main_cf), &mut problems.diagnostics)
-        .or_else(|| MasterParams::read(&mut MainCf::default()).ok());
+    let common = found.keep(CommonParams::read(&mut main_cf));
+    let common = common.or_else(|| CommonParams::read(&mut MainCf::default()).ok());
+    let master = found.keep(MasterParams::read(&mut main_cf));
+    let master = master.or_else(|| MasterParams::read(&mut MainCf::default()).ok());
     let path = table.map_or_else(|| directory.join("master.cf"), Path::to_path_buf);
-    let text = fs::read(&path).map_err(|e| Fault::io(format!("open {}", path.display()), &e));
-    let text = keep_fault(text, &mut problems);
+    let text = found.keep_fault(files::read(&path));
     let (Some(common), Some(master)) = (common, master) else {
-        return Err(problems);
+        return Err(found.problems());
     };
-    let owner = keep_fault(Owner::named(&common.mail_owner), &mut problems);
+    let owner = found.keep_fault(Owner::named(&common.mail_owner));
     names.configure(&master.known_tcp_ports, &master.inet_protocols);
-    let interfaces = keep_fault(interfaces(&master, names), &mut problems);
+    let interfaces = found.keep_fault(interfaces(&master, names));
     let (Some(text), Some(interfaces)) = (text, interfaces) else {
-        return Err(problems);
+        return Err(found.problems());
     };
     let mut disabled = master.master_service_disable.clone();
     if names.protocols() == (false, false) {
         disabled.insert(0, "inet".to_owned());
     }
-    let (defs, found) = table::parse(
-        &String::from_utf8_lossy(&text),
+    let (defs, complaints) = table::parse(
+        &text,
         &Context {
             file: &path.display().to_string(),
             default_process_limit: u32::try_from(common.default_process_limit).unwrap_or(u32::MAX),
@@ -129,13 +151,14 @@ pub fn read(directory: &Path, table: Option<&Path>, names: &Names) -> Result<Con
             compat: master.postfix_compat(),
         },
     );
-    problems.diagnostics.extend(found);
+    found.complaints.extend(complaints);
     let services = defs.into_iter().filter_map(|def| {
-        let rules = keep(rules(&main_cf, &master, &common, &def), &mut problems.diagnostics)?;
-        let limits = keep(limits::read(&main_cf, &def.ext_name), &mut problems.diagnostics)?;
+        let rules = found.keep(rules(&main_cf, &master, &common, &def))?;
+        let limits = found.keep(limits::read(&main_cf, &def.ext_name))?;
         Some(Configured { def, rules: rules.into(), limits })
     });
     let services = services.collect();
+    let problems = found.problems();
     match owner {
         Some(owner) if problems.count() == 0 => Ok(Config {
             directory: directory.to_path_buf(),
@@ -241,12 +264,4 @@ fn interfaces(master: &MasterParams, names: &Names) -> Result<Vec<IpAddr>, Fault
         all.extend(found.into_iter().filter(|a| !all.contains(a)).collect::<Vec<_>>());
     }
     Ok(all)
-}
-
-fn keep<T>(result: Result<T, Vec<Diagnostic>>, diagnostics: &mut Vec<Diagnostic>) -> Option<T> {
-    result.map_err(|errors| diagnostics.extend(errors)).ok()
-}
-
-fn keep_fault<T>(result: Result<T, Fault>, problems: &mut Problems) -> Option<T> {
-    result.map_err(|fault| problems.faults.push(fault)).ok()
 }

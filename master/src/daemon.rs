@@ -130,7 +130,7 @@ fn run(options: &Options, name: &str, words: &[OsString]) -> Result<ExitCode, Re
         Fault::io(subject, &errno.into())
     })?;
     if options.test {
-        let running = lock::holder(&PathBuf::from(format!("pid/{name}.pid")))?.is_some();
+        let running = lock::is_held(&PathBuf::from(format!("pid/{name}.pid")))?;
         return Ok(if running { ExitCode::FAILURE } else { ExitCode::SUCCESS });
     }
     let locks = take_locks(&config, name)?;
@@ -190,14 +190,14 @@ fn go_on(
     let verbose = options.verbose || env::var_os(VERBOSE_ENV).is_some();
     resume::start_log(&config, name, verbose);
     let lock = |fd| Lock::adopt(fd).map_err(|e| Fault::io("keep the locks", &e));
-    let [first, second] = snapshot.locks;
+    let locks = snapshot.locks.iter().copied().map(lock).collect::<Result<_, _>>()?;
     let birth = Birth {
         flags: Flags { debug: options.debug, verbose },
         files: snapshot.files,
         environment: worker_environment(&config),
         program: env::current_exe().map_err(|e| Fault::io("find this program", &e))?,
         words: words.to_vec(),
-        locks: (lock(first)?, lock(second)?),
+        locks,
     };
     let master = Master::resume(birth, config, snapshot)?;
     // Signals have waited since before this program began.
@@ -239,13 +239,18 @@ fn start_debugger(command: &str) -> Result<(), Fault> {
     started.map(drop).map_err(|e| fault(&sys::errno_text(&e)))
 }
 
-/// Takes both locks (B01, B02).
-fn take_locks(config: &Config, name: &str) -> Result<(Lock, Lock), Fault> {
+/// Takes the locks (B01, B02). The first is the queue directory's, whatever this program is called:
+/// two masters would take each other's sockets.
+fn take_locks(config: &Config, name: &str) -> Result<Vec<Lock>, Fault> {
     let pid = process::id();
-    let first = lock::take(&PathBuf::from(format!("pid/{name}.pid")), pid)?;
+    let mut locks = vec![lock::take(Path::new(lock::QUEUE_LOCK), pid)?];
+    let own = PathBuf::from(format!("pid/{name}.pid"));
+    if own != Path::new(lock::QUEUE_LOCK) {
+        locks.push(lock::take(&own, pid)?);
+    }
     let path = config.common.data_directory.join("master.lock");
-    let second = config.owner.run(|| lock::take(&path, pid))?;
-    Ok((first, second))
+    locks.push(config.owner.run(|| lock::take(&path, pid))?);
+    Ok(locks)
 }
 
 /// Raises the limit of open files to the highest allowed; what it was is for the workers.

@@ -90,8 +90,8 @@ pub struct Birth {
     pub program: PathBuf,
     /// The command line, for the program that goes on in this one's place.
     pub words: Vec<OsString>,
-    /// Both locks (B01, B02).
-    pub locks: (Lock, Lock),
+    /// The locks (B01, B02).
+    pub locks: Vec<Lock>,
 }
 
 /// The running master.

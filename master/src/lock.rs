@@ -11,8 +11,12 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::Pid;
 use worker_proto::diagnostic::Fault;
 use worker_proto::sys;
+
+/// The lock of a queue directory, in it.
+pub const QUEUE_LOCK: &str = "pid/master.pid";
 
 /// A locked file; the lock ends with the process.
 #[derive(Debug)]
@@ -58,24 +62,72 @@ pub fn take(path: &Path, pid: u32) -> Result<Lock, Fault> {
     Ok(Lock { file })
 }
 
-/// The process that holds the lock of a pid file, if one does (A08). Changes nothing.
+/// Whether a process holds the lock of a pid file (A08). Changes nothing.
 ///
 /// # Errors
-/// The file is there and cannot be read.
-pub fn holder(path: &Path) -> Result<Option<i32>, Fault> {
+/// The file is there and cannot be opened.
+pub fn is_held(path: &Path) -> Result<bool, Fault> {
+    locked(path).map(|file| file.is_some())
+}
+
+/// The process that holds the lock of a pid file, if one does. The number in the file is believed
+/// only of a process that has the file open: it is going to be signalled.
+///
+/// # Errors
+/// The file cannot be read, or does not say who holds it.
+pub fn holder(path: &Path) -> Result<Option<Pid>, Fault> {
+    let Some(file) = locked(path)? else {
+        return Ok(None);
+    };
+    let mut text = String::new();
+    // What a master writes has 33 bytes.
+    let read = (&file).take(100).read_to_string(&mut text);
+    read.map_err(|e| Fault::io(format!("read {}", path.display()), &e))?;
+    let pid = text.trim().parse().ok().filter(|&pid| pid > 0).map(Pid::from_raw);
+    match pid {
+        Some(pid) if has_open(pid, &file) => Ok(Some(pid)),
+        _ => {
+            let subject =
+                format!("{}: locked, and not by process {:?}", path.display(), text.trim());
+            Err(Fault::new(subject, "find the holder with lslocks(8)"))
+        }
+    }
+}
+
+/// Whether a process holds the lock of a pid file, whatever is written there.
+///
+/// # Errors
+/// As [`is_held`].
+pub fn is_held_by(path: &Path, pid: Pid) -> Result<bool, Fault> {
+    Ok(locked(path)?.is_some_and(|file| has_open(pid, &file)))
+}
+
+/// A pid file whose lock another process holds.
+fn locked(path: &Path) -> Result<Option<File>, Fault> {
     let fault = |e: &io::Error| Fault::io(format!("open {}", path.display()), e);
-    let mut file = match File::open(path) {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(fault(&e)),
     };
-    let mut text = String::new();
-    file.read_to_string(&mut text).map_err(|e| fault(&e))?;
     match Flock::lock(file, FlockArg::LockSharedNonblock) {
         Ok(_) => Ok(None),
-        Err((_, Errno::EAGAIN)) => Ok(Some(text.trim().parse().unwrap_or(0))),
+        Err((file, Errno::EAGAIN)) => Ok(Some(file)),
         Err((_, errno)) => Err(fault(&errno.into())),
     }
+}
+
+/// Whether a process has a file open.
+fn has_open(pid: Pid, file: &File) -> bool {
+    let Ok(wanted) = file.metadata() else {
+        return false;
+    };
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
+    // Following the link gives the open file itself.
+    entries
+        .filter_map(|entry| fs::metadata(entry.ok()?.path()).ok())
+        .any(|found| found.is_file() && (found.dev(), found.ino()) == (wanted.dev(), wanted.ino()))
 }
 
 /// Opens a file that may not be a link of any kind (B04).
@@ -108,11 +160,12 @@ mod tests {
     fn b01_the_file_has_the_pid_right_aligned_and_a_second_lock_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("master.pid");
-        assert_eq!(holder(&path), Ok(None));
-        let lock = take(&path, 77).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{:>32}\n", 77));
+        let pid = std::process::id();
+        assert_eq!((holder(&path), is_held(&path)), (Ok(None), Ok(false)));
+        let lock = take(&path, pid).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{pid:>32}\n"));
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
-        assert_eq!(holder(&path), Ok(Some(77)));
+        assert_eq!((holder(&path), is_held(&path)), (Ok(Some(Pid::this())), Ok(true)));
         let refused = take(&path, 78).unwrap_err().to_string();
         assert_eq!(
             refused,
@@ -123,6 +176,24 @@ mod tests {
         );
         drop(lock);
         assert_eq!(holder(&path), Ok(None));
+    }
+
+    /// It was read as process 0, and a signal to that goes to the whole group of whoever sends it.
+    #[test]
+    fn a_pid_file_that_does_not_name_the_holder_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("master.pid");
+        let _lock = take(&path, std::process::id()).unwrap();
+        for text in ["", "garbage", "0", "-1", "1", "4294967297", "\0\0"] {
+            fs::write(&path, text).unwrap();
+            let error = holder(&path).unwrap_err().to_string();
+            assert!(error.contains("locked, and not by process"), "{text:?}: {error}");
+            assert_eq!(is_held(&path), Ok(true), "{text:?}");
+        }
+        fs::write(&path, b"\xff\xfe").unwrap();
+        assert!(holder(&path).is_err());
+        assert_eq!(is_held_by(&path, Pid::this()), Ok(true));
+        assert_eq!(is_held_by(&path, Pid::from_raw(1)), Ok(false));
     }
 
     #[test]

@@ -52,8 +52,8 @@ pub struct Snapshot {
     pub generation: Generation,
     /// The last number given to a service, a client or a trigger.
     pub last_number: u64,
-    /// Both lock files.
-    pub locks: [RawFd; 2],
+    /// The lock files.
+    pub locks: Vec<RawFd>,
     /// The control socket.
     pub control: RawFd,
     /// Its clients.
@@ -212,7 +212,7 @@ mod tests {
             exit_at: None,
             generation: Generation(9),
             last_number: 12,
-            locks: [610, 611],
+            locks: vec![610, 611],
             control: 612,
             clients: Vec::new(),
             asker: 5,

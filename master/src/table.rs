@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use worker_proto::abi::Transport;
-use worker_proto::diagnostic::Diagnostic;
+use worker_proto::diagnostic::{Complaints, Diagnostic};
 use worker_proto::logical::{self, Logical};
 
 use crate::service::{Endpoint, Key, ServiceDef, Wakeup};
@@ -42,11 +42,11 @@ pub struct Context<'a> {
 /// Reads a table. The definitions are of use only if no complaint is an error.
 #[must_use]
 pub fn parse(text: &str, context: &Context<'_>) -> (Vec<ServiceDef>, Vec<Diagnostic>) {
-    let mut diagnostics = Vec::new();
+    let mut complaints = Complaints::default();
     let mut defs: Vec<ServiceDef> = Vec::new();
     let mut seen: HashMap<Key, usize> = HashMap::new();
     for line in logical::lines(text) {
-        let mut reader = Line { line: &line, context, diagnostics: &mut diagnostics };
+        let mut reader = Line { line: &line, context, complaints: &mut complaints };
         let Some(def) = reader.service() else {
             continue;
         };
@@ -66,7 +66,7 @@ pub fn parse(text: &str, context: &Context<'_>) -> (Vec<ServiceDef>, Vec<Diagnos
             }
         }
     }
-    (defs, diagnostics)
+    (defs, complaints.into_vec())
 }
 
 /// A column of master.cf.
@@ -130,7 +130,7 @@ const MAX_PATH: usize = 107;
 struct Line<'a, 'b> {
     line: &'a Logical<'a>,
     context: &'a Context<'a>,
-    diagnostics: &'b mut Vec<Diagnostic>,
+    complaints: &'b mut Complaints,
 }
 
 /// A field was wrong and the complaint is made.
@@ -208,7 +208,7 @@ impl Line<'_, '_> {
 
     /// The entry up to a null byte, as far as Postfix reads it (D05).
     fn text(&mut self) -> &str {
-        let text = self.line.text.as_str();
+        let text = self.line.text.as_ref();
         let Some(end) = text.find('\0') else {
             return text;
         };
@@ -356,7 +356,7 @@ impl Line<'_, '_> {
 
     fn complain(&mut self, at: Range<usize>, message: String, help: String, warning: bool) {
         let error = self.line.error(self.context.file, at, message).help(help);
-        self.diagnostics.push(if warning { error.warning() } else { error });
+        self.complaints.push(if warning { error.warning() } else { error });
     }
 }
 

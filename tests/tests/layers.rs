@@ -14,6 +14,7 @@ const WORKER_PROTO: &[&str] = &[
     "clock",
     "status",
     "diagnostic",
+    "files",
     "logical",
     "expand",
     "main_cf",

@@ -5,6 +5,7 @@ pub mod client;
 pub mod clock;
 pub mod diagnostic;
 mod expand;
+pub mod files;
 pub mod getopt;
 pub mod jail;
 pub mod log;

@@ -2,9 +2,10 @@
 //!
 //! main.cf, master.cf and alerts.cf share these rules (postconf(5), master(5)): an empty line, a
 //! blank one and one whose first character other than a blank is `#` do not count, not even inside
-//! an entry; a line that starts with a blank continues the entry above it. A [`Logical`] remembers
-//! where each of its bytes stands in the file, so that a complaint points there.
+//! an entry; a line that starts with a blank continues the entry above it. A [`Logical`] knows the
+//! part of the file that it was read from, so that a complaint points there.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::diagnostic::Diagnostic;
@@ -13,60 +14,71 @@ use crate::diagnostic::Diagnostic;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Logical<'a> {
     /// The entry's text; a continuation keeps its leading blanks, the line end is dropped.
-    pub text: String,
+    pub text: Cow<'a, str>,
     /// Whether it starts with a blank although no entry stands above it.
     pub orphan: bool,
-    pieces: Vec<Piece<'a>>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Piece<'a> {
-    start: usize,
+    /// Where its first line begins.
+    pub offset: usize,
     line: usize,
+    /// The file from its first line on.
     source: &'a str,
 }
 
 impl Logical<'_> {
     /// Number of the entry's first line, from 1.
     #[must_use]
-    pub fn line(&self) -> usize {
-        self.pieces.first().map_or(0, |p| p.line)
+    pub const fn line(&self) -> usize {
+        self.line
     }
 
     /// An error at a byte range of [`Logical::text`].
     #[must_use]
     pub fn error(&self, file: &str, at: Range<usize>, message: impl Into<String>) -> Diagnostic {
-        // A range that ends where a line does belongs to that line, hence `<` and not `<=`.
-        let piece = self.pieces.iter().rev().find(|p| p.start < at.start.max(1));
-        let (line, source, start) = piece.map_or((0, "", 0), |p| (p.line, p.source, p.start));
+        let (mut found, mut next) = ((0, "", 0), 0);
+        for (offset, text) in physical(self.source) {
+            // A range that ends where a line does belongs to that line, hence `<` and not `<=`.
+            if next >= at.start.max(1) || next >= self.text.len().max(1) {
+                break;
+            }
+            found = (offset, text, next);
+            next += text.len();
+        }
+        let (offset, source, start) = found;
+        let line = self.line + self.source[..offset].matches('\n').count();
         Diagnostic::error(file, line, source, at.start - start, at.end - start, message)
     }
 }
 
 /// The logical lines of a text, in order.
 pub fn lines(text: &str) -> impl Iterator<Item = Logical<'_>> {
-    let mut rest = text
-        .split_inclusive('\n')
-        .map(|l| l.strip_suffix('\n').unwrap_or(l))
-        .map(|l| l.strip_suffix('\r').unwrap_or(l))
-        .zip(1..)
-        .filter(|(l, _)| !matches!(l.trim_start().chars().next(), None | Some('#')))
-        .peekable();
+    let (mut rest, mut line, mut counted) = (physical(text).peekable(), 1, 0);
     std::iter::from_fn(move || {
-        let (first, line) = rest.next()?;
-        let mut entry = Logical {
-            text: first.to_owned(),
-            orphan: starts_blank(first),
-            pieces: vec![Piece { start: 0, line, source: first }],
-        };
-        if !entry.orphan {
-            while let Some((more, line)) = rest.next_if(|(l, _)| starts_blank(l)) {
-                entry.pieces.push(Piece { start: entry.text.len(), line, source: more });
-                entry.text.push_str(more);
-            }
+        let (offset, first) = rest.next()?;
+        line += text[counted..offset].matches('\n').count();
+        counted = offset;
+        let orphan = starts_blank(first);
+        let mut entry = Cow::Borrowed(first);
+        while !orphan && let Some((_, more)) = rest.next_if(|(_, l)| starts_blank(l)) {
+            entry.to_mut().push_str(more);
         }
-        Some(entry)
+        Some(Logical { text: entry, orphan, offset, line, source: &text[offset..] })
     })
+}
+
+/// The logical line that was found at an offset, in a line of this number.
+#[must_use]
+pub fn at(text: &str, offset: usize, line: usize) -> Option<Logical<'_>> {
+    lines(&text[offset..]).next().map(|found| Logical { offset, line, ..found })
+}
+
+/// The lines that count, with their offsets, without their ends.
+fn physical(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let start = text.as_ptr().addr();
+    text.split_inclusive('\n')
+        .map(move |l| (l.as_ptr().addr() - start, l))
+        .map(|(at, l)| (at, l.strip_suffix('\n').unwrap_or(l)))
+        .map(|(at, l)| (at, l.strip_suffix('\r').unwrap_or(l)))
+        .filter(|(_, l)| !matches!(l.trim_start().chars().next(), None | Some('#')))
 }
 
 fn starts_blank(line: &str) -> bool {
@@ -80,13 +92,13 @@ mod tests {
     #[test]
     fn comments_and_blank_lines_do_not_end_an_entry() {
         let text = "# head\n\na = 1\n# inside\n \n  2\r\nb = 3";
-        let got: Vec<_> = lines(text).map(|l| (l.line(), l.text)).collect();
+        let got: Vec<_> = lines(text).map(|l| (l.line(), l.text.into_owned())).collect();
         assert_eq!(got, [(3, "a = 1  2".to_owned()), (7, "b = 3".to_owned())]);
     }
 
     #[test]
     fn a_continuation_of_nothing_stands_alone() {
-        let got: Vec<_> = lines("  x\n  y\nz\n").map(|l| (l.orphan, l.text)).collect();
+        let got: Vec<_> = lines("  x\n  y\nz\n").map(|l| (l.orphan, l.text.into_owned())).collect();
         assert_eq!(
             got,
             [(true, "  x".to_owned()), (true, "  y".to_owned()), (false, "z".to_owned())]

@@ -1,21 +1,22 @@
 //! main_cf - parameter files: `name = value`, with `$name` in the values
 //!
-//! Reading keeps the text of each value and where it stands; expansion happens when a value is asked
-//! for, so that an override (`-o name=value`) and a default take part in it. A name that nothing
+//! Reading keeps the text and where each entry begins in it; a value is taken from there and expanded
+//! when it is asked for, so that an override (`-o name=value`) and a default take part in it. A name that nothing
 //! defines expands to nothing (postconf(5)).
 
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
-use std::fs;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::unistd::gethostname;
 
-use crate::diagnostic::{Diagnostic, Fault};
+use crate::diagnostic::{Complaints, Diagnostic, Fault};
 use crate::expand::expand;
-use crate::logical;
+use crate::files;
+use crate::logical::{self, Logical};
 
 /// A row of a table of parameters; see [`mod@crate::params`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,17 +44,18 @@ impl fmt::Display for ParamInfo {
 #[derive(Debug, Clone, Default)]
 pub struct MainCf {
     file: String,
-    entries: HashMap<String, Entry>,
-    overrides: HashMap<String, Entry>,
+    text: Arc<str>,
+    entries: HashMap<Box<str>, Entry>,
+    overrides: HashMap<String, String>,
     builtins: HashMap<&'static str, String>,
     defaults: HashMap<&'static str, &'static ParamInfo>,
 }
 
-#[derive(Debug, Clone)]
+/// Where an entry begins: its offset and the number of its line. A file may have millions.
+#[derive(Debug, Clone, Copy)]
 struct Entry {
-    value: String,
-    /// The complaint that stands where the value does, but for its text.
-    place: Diagnostic,
+    offset: u32,
+    line: u32,
 }
 
 /// A value as asked for, with its place for a complaint about it.
@@ -68,7 +70,7 @@ impl Value {
     /// An error about this value.
     #[must_use]
     pub fn error(&self, message: impl Into<String>) -> Diagnostic {
-        Diagnostic { message: message.into(), ..self.place.clone() }
+        self.place.clone().message(message)
     }
 }
 
@@ -87,10 +89,7 @@ impl MainCf {
     /// # Errors
     /// The file cannot be read.
     pub fn text(directory: &Path) -> Result<String, Fault> {
-        let path = directory.join("main.cf");
-        let bytes =
-            fs::read(&path).map_err(|e| Fault::io(format!("open {}", path.display()), &e))?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        files::read(&directory.join("main.cf"))
     }
 
     /// Reads a text as that of `main.cf` in a configuration directory; the rest is as for
@@ -106,18 +105,19 @@ impl MainCf {
     /// Reads a text; `file` is the name for complaints.
     #[must_use]
     pub fn parse(file: &str, text: &str) -> (Self, Vec<Diagnostic>) {
-        let mut main_cf = Self { file: file.to_owned(), ..Self::default() };
+        let text: Arc<str> = text.into();
+        let mut main_cf = Self { file: file.to_owned(), text: text.clone(), ..Self::default() };
         main_cf.builtins.insert("myhostname", host_name());
         main_cf.builtins.insert("process_id", std::process::id().to_string());
         main_cf.builtins.insert("process_name", program_name());
-        let mut diagnostics = Vec::new();
-        for line in logical::lines(text) {
+        let mut complaints = Complaints::default();
+        for line in logical::lines(&text) {
             match main_cf.entry(&line) {
                 Ok(None) => {}
-                Ok(Some(warning)) | Err(warning) => diagnostics.push(warning),
+                Ok(Some(warning)) | Err(warning) => complaints.push(warning),
             }
         }
-        (main_cf, diagnostics)
+        (main_cf, complaints.into_vec())
     }
 
     /// Name of the file, for messages.
@@ -133,10 +133,7 @@ impl MainCf {
 
     /// Overrides a value, as `-o name=value` does.
     pub fn set(&mut self, name: &str, value: &str) {
-        let source = format!("-o {name}={value}");
-        let start = source.len() - value.len();
-        let place = Diagnostic::error("command line", 1, &source, start, source.len(), "");
-        self.overrides.insert(name.to_owned(), Entry { value: value.to_owned(), place });
+        self.overrides.insert(name.to_owned(), value.to_owned());
     }
 
     /// The expanded value of a parameter; None when nothing defines it or its expansion fails.
@@ -147,7 +144,7 @@ impl MainCf {
 
     /// Names that the file sets, in no order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.entries.keys().map(String::as_str)
+        self.entries.keys().map(AsRef::as_ref)
     }
 
     /// The expanded value of a parameter, with its place.
@@ -159,19 +156,19 @@ impl MainCf {
             return Ok(None);
         };
         let place = self.place(name, &raw);
-        let text = expand(&raw, &|n| self.raw(n)).map_err(|e| Diagnostic {
-            message: format!("parameter {name}: {}", e.message),
-            help: Some(e.help.to_owned()),
-            ..place.clone()
+        let text = expand(&raw, &|n| self.raw(n)).map_err(|e| {
+            place.clone().message(format!("parameter {name}: {}", e.message)).help(e.help)
         })?;
         Ok(Some(Value { text, place }))
     }
 
     /// The unexpanded text: override, file, what the system knows, default.
     fn raw(&self, name: &str) -> Option<String> {
-        let set = self.overrides.get(name).or_else(|| self.entries.get(name));
-        if let Some(entry) = set {
-            return Some(entry.value.clone());
+        if let Some(value) = self.overrides.get(name) {
+            return Some(value.clone());
+        }
+        if let Some((line, value)) = self.found(name) {
+            return Some(line.text[value].to_owned());
         }
         if name == "mydomain" {
             return Some(self.domain());
@@ -200,17 +197,25 @@ impl MainCf {
     }
 
     fn place(&self, name: &str, raw: &str) -> Diagnostic {
-        match self.overrides.get(name).or_else(|| self.entries.get(name)) {
-            Some(entry) => entry.place.clone(),
-            None => {
-                let source = format!("{name} = {raw}");
-                let start = source.len() - raw.len();
-                Diagnostic::error("default value", 1, &source, start, source.len(), "")
-            }
-        }
+        let (file, source) = if self.overrides.contains_key(name) {
+            ("command line", format!("-o {name}={raw}"))
+        } else if let Some((line, value)) = self.found(name) {
+            return line.error(&self.file, value, "");
+        } else {
+            ("default value", format!("{name} = {raw}"))
+        };
+        Diagnostic::error(file, 1, &source, source.len() - raw.len(), source.len(), "")
     }
 
-    fn entry(&mut self, line: &logical::Logical<'_>) -> Result<Option<Diagnostic>, Diagnostic> {
+    /// The entry of a name in the file, and where its value is in it.
+    fn found(&self, name: &str) -> Option<(Logical<'_>, Range<usize>)> {
+        let Entry { offset, line } = *self.entries.get(name)?;
+        let line = logical::at(&self.text, offset as usize, line as usize)?;
+        let value = trimmed(&line.text, line.text.find('=')? + 1..line.text.len());
+        Some((line, value))
+    }
+
+    fn entry(&mut self, line: &Logical<'_>) -> Result<Option<Diagnostic>, Diagnostic> {
         if line.orphan {
             let at = trimmed(&line.text, 0..line.text.len());
             return Err(line
@@ -238,14 +243,13 @@ impl MainCf {
                 .error(&self.file, name, message)
                 .help("a name has letters, digits, \"_\", \"-\", \".\" and \"/\""));
         }
-        let value = trimmed(&line.text, equals + 1..line.text.len());
-        let place = line.error(&self.file, value.clone(), "");
-        let entry = Entry { value: line.text[value].to_owned(), place };
-        let key = line.text[name.clone()].to_owned();
-        let earlier = self.entries.insert(key.clone(), entry);
+        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let entry = Entry { offset: number(line.offset), line: number(line.line()) };
+        let earlier = self.entries.insert(line.text[name.clone()].into(), entry);
         Ok(earlier.map(|old| {
+            let key = &line.text[name.clone()];
             let message =
-                format!("parameter {key} overrides the earlier entry in line {}", old.place.line);
+                format!("parameter {key} overrides the earlier entry in line {}", old.line);
             line.error(&self.file, name, message).warning().help("keep one of the two")
         }))
     }

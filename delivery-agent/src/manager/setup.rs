@@ -8,6 +8,7 @@ use std::path::Path;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{getuid, setegid, seteuid};
 use worker_proto::diagnostic::Fault;
+use worker_proto::files;
 use worker_proto::jail::mail_owner;
 use worker_proto::params::CommonParams;
 use worker_proto::server::Configured;
@@ -71,7 +72,7 @@ pub(super) fn alerts(configured: &Configured) -> AlertsCf {
     let directory = std::env::var_os(worker_proto::abi::CONFIG_ENV)
         .unwrap_or_else(|| worker_proto::server::CONFIG_DIRECTORY.into());
     let path = Path::new(&directory).join("alerts.cf");
-    match fs::read(&path) {
+    match files::bytes(&path) {
         Ok(bytes) => {
             let name = path.display().to_string();
             let (alerts, diagnostics) = AlertsCf::parse(&name, &String::from_utf8_lossy(&bytes));

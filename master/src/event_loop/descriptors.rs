@@ -9,9 +9,6 @@ use worker_proto::log;
 use super::Master;
 use crate::report::Descriptors;
 
-/// Both lock files are open for as long as the master runs.
-const LOCKS: usize = 2;
-
 impl Master {
     pub(super) fn descriptors(&self) -> Descriptors {
         let services = || self.services.values();
@@ -24,7 +21,7 @@ impl Master {
             ("standard", 3),
             ("flow", 2),
             ("poll", 1),
-            ("locks", LOCKS),
+            ("locks", self.birth.locks.len()),
             ("log", log::descriptors()),
             ("signals", self.signals.descriptors()),
             ("control", 1),

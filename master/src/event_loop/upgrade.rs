@@ -178,8 +178,8 @@ impl Master {
             // The descriptor is open, so this cannot fail.
             let _ = fcntl(fd, FcntlArg::F_SETFD(flag));
         };
-        let (first, second) = &self.birth.locks;
-        [first.as_fd(), second.as_fd(), self.control.as_fd()].into_iter().for_each(keep);
+        self.birth.locks.iter().map(AsFd::as_fd).for_each(keep);
+        keep(self.control.as_fd());
         self.control.clients().for_each(|(_, client)| keep(client.as_fd()));
         for service in self.services.values() {
             service.listeners.iter().for_each(|l| keep(l.as_fd()));
@@ -188,7 +188,6 @@ impl Master {
     }
 
     fn save(&self, asker: u64) -> Snapshot {
-        let (first, second) = &self.birth.locks;
         Snapshot {
             format: Snapshot::FORMAT,
             version: version(),
@@ -200,7 +199,7 @@ impl Master {
             exit_at: self.exit_at,
             generation: self.generation,
             last_number: self.next_number,
-            locks: [first.as_fd().as_raw_fd(), second.as_fd().as_raw_fd()],
+            locks: self.birth.locks.iter().map(|lock| lock.as_fd().as_raw_fd()).collect(),
             control: self.control.as_fd().as_raw_fd(),
             clients: self.control.save(),
             asker,
