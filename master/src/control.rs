@@ -1,8 +1,9 @@
 //! control - the operator's socket
 //!
 //! `pid/control` is a stream socket of mode 0600. A client writes one line and gets an answer: a line
-//! with an exit status, then text to its end. Nothing here waits for a client, and one that says
-//! nothing is dropped. One that asks for `metrics-feed` stays, and gets one report for each further line.
+//! with an exit status, then text to its end. Nothing here waits for a client: one that does not ask,
+//! or does not read its answer, is dropped in time, and sooner when a new one needs its place. One that
+//! asks for `metrics-feed` stays, and gets one report for each further line.
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use mio::Token;
 use serde::{Deserialize, Serialize};
+use worker_proto::clock::Time;
 use worker_proto::diagnostic::Fault;
 use worker_proto::sys;
 
@@ -21,14 +23,16 @@ use crate::request;
 
 /// The socket, below the queue directory.
 pub const PATH: &str = "pid/control";
-/// How long a client may take to ask.
-pub const ASK_TIME: Duration = Duration::from_secs(10);
+/// How long a client may take to ask, and how long to read its answer.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest request.
 const MAX_REQUEST: usize = 1024;
-/// The most clients at a time; further ones wait in the kernel's queue.
+/// The most clients at a time; for a further one the idle one goes that has been so the longest.
 const MAX_CLIENTS: usize = 64;
 /// The most of them that are feeds, which may stay for ever.
 const MAX_FEEDS: usize = 8;
+/// The answer to a client for whom there is no place.
+const BUSY: &str = "1\ntoo many requests in progress; try again later\n";
 
 /// The listening socket and its clients.
 #[derive(Debug)]
@@ -46,6 +50,8 @@ pub struct Client {
     input: Vec<u8>,
     output: Vec<u8>,
     asked: bool,
+    /// Since when it has been asking, waiting or reading.
+    since: Time,
     /// It gets metrics and nothing else.
     feed: bool,
     /// What comes before the text of the answer.
@@ -61,6 +67,20 @@ pub enum Progress {
     Wait,
     /// It is served, or gone.
     Done,
+}
+
+/// What became of a client that wanted to come in.
+#[derive(Debug)]
+pub enum Accepted {
+    /// There was none.
+    Nobody,
+    /// It was told that all places are taken.
+    Refused,
+    /// It is in.
+    Client {
+        /// Who had to go for it.
+        dropped: Option<(u64, Client)>,
+    },
 }
 
 /// A client as one program hands it over to the next.
@@ -81,13 +101,13 @@ impl Control {
     ///
     /// # Errors
     /// A descriptor is not open.
-    pub fn adopt(listener: RawFd, clients: &[SavedClient]) -> io::Result<Self> {
+    pub fn adopt(listener: RawFd, clients: &[SavedClient], now: Time) -> io::Result<Self> {
         let listener = UnixListener::from(sys::take_fd(listener)?);
         let adopt = |saved: &SavedClient| -> io::Result<(u64, Client)> {
             let stream = UnixStream::from(sys::take_fd(saved.fd)?);
             let (input, output) = (saved.input.clone(), saved.output.clone());
             let (asked, feed) = (saved.asked, saved.feed);
-            Ok((saved.number, Client { input, output, asked, feed, ..Client::new(stream) }))
+            Ok((saved.number, Client { input, output, asked, feed, ..Client::new(stream, now) }))
         };
         Ok(Self { listener, clients: clients.iter().map(adopt).collect::<Result<_, _>>()? })
     }
@@ -126,15 +146,29 @@ impl Control {
         Ok(Self { listener, clients: HashMap::new() })
     }
 
-    /// Takes in the next client under a number; None when none waits.
-    pub fn accept(&mut self, number: u64) -> Option<&mut Client> {
-        if self.clients.len() >= MAX_CLIENTS {
-            return None;
+    /// Takes in the next client under a number.
+    pub fn accept(&mut self, number: u64, now: Time) -> Accepted {
+        let Ok((stream, _)) = self.listener.accept() else {
+            return Accepted::Nobody;
+        };
+        let Ok(stream) = sys::set_high(OwnedFd::from(stream)).map(UnixStream::from) else {
+            return Accepted::Refused;
+        };
+        if stream.set_nonblocking(true).is_err() {
+            return Accepted::Refused;
         }
-        let (stream, _) = self.listener.accept().ok()?;
-        let stream = UnixStream::from(sys::set_high(OwnedFd::from(stream)).ok()?);
-        stream.set_nonblocking(true).ok()?;
-        Some(self.clients.entry(number).or_insert(Client::new(stream)))
+        let mut dropped = None;
+        if self.clients.len() >= MAX_CLIENTS {
+            let idle = self.clients.iter().filter(|(_, client)| client.is_idle());
+            let Some(oldest) = idle.min_by_key(|(n, c)| (c.since, **n)).map(|(n, _)| *n) else {
+                // Its buffer is empty, so that this fits.
+                let _ = (&stream).write(BUSY.as_bytes());
+                return Accepted::Refused;
+            };
+            dropped = self.clients.remove(&oldest).map(|client| (oldest, client));
+        }
+        self.clients.insert(number, Client::new(stream, now));
+        Accepted::Client { dropped }
     }
 
     /// A client.
@@ -166,25 +200,40 @@ impl AsFd for Control {
 }
 
 impl Client {
-    const fn new(stream: UnixStream) -> Self {
+    const fn new(stream: UnixStream, now: Time) -> Self {
         Self {
             stream,
             token: None,
             input: Vec::new(),
             output: Vec::new(),
             asked: false,
+            since: now,
             feed: false,
             preface: String::new(),
         }
     }
 
-    /// Reads and writes what it can.
-    pub fn advance(&mut self) -> Progress {
+    /// Until when it may take for what it is doing: to ask, or to read its answer. None is for ever: one
+    /// that waits for its answer, and a feed between two questions.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Time> {
+        let waits = if self.is_answered() { false } else { self.asked || self.feed };
+        (!waits).then(|| self.since + PATIENCE)
+    }
+
+    /// Whether nothing is lost when it goes: it has not asked, or does not read its answer.
+    fn is_idle(&self) -> bool {
+        self.deadline().is_some()
+    }
+
+    /// Writes what it can; then reads what it can, up to a question.
+    pub fn advance(&mut self, now: Time) -> Progress {
         if !self.output.is_empty() {
             let progress = self.write();
             if !(self.feed && self.output.is_empty()) {
                 return progress;
             }
+            self.since = now;
         }
         let mut bytes = [0; MAX_REQUEST];
         loop {
@@ -219,7 +268,8 @@ impl Client {
     }
 
     /// Gives the answer; [`Client::advance`] writes it.
-    pub fn answer(&mut self, code: u8, text: &str) {
+    pub fn answer(&mut self, now: Time, code: u8, text: &str) {
+        self.since = now;
         self.output = format!("{code}\n{}{text}", self.preface).into_bytes();
     }
 
@@ -235,7 +285,8 @@ impl Client {
     }
 
     /// Gives a feed a report, after a line with its length. The next question may then come.
-    pub fn report(&mut self, text: &str) {
+    pub fn report(&mut self, now: Time, text: &str) {
+        self.since = now;
         self.output = format!("{}\n{text}", text.len()).into_bytes();
         self.asked = false;
     }

@@ -35,6 +35,7 @@ use crate::trigger::Trigger;
 mod descriptors;
 mod helper;
 mod operator;
+mod queue;
 mod reload;
 mod service;
 mod sources;
@@ -42,6 +43,7 @@ mod upgrade;
 mod wakeups;
 mod workers;
 
+use queue::Queue;
 pub(crate) use reload::log_problems;
 use reload::{Extent, Reloading};
 use service::Service;
@@ -104,6 +106,7 @@ pub struct Master {
     by_key: HashMap<Key, ServiceId>,
     pids: HashMap<i32, (ServiceId, crate::avail::WorkerId)>,
     timers: Timers<Timer>,
+    queue: Queue,
     triggers: HashMap<u64, (Trigger, mio::Token, ServiceId)>,
     signals: Signals,
     control: Control,
@@ -165,6 +168,7 @@ impl Master {
             by_key: HashMap::new(),
             pids: HashMap::new(),
             timers: Timers::new(),
+            queue: Queue::default(),
             triggers: HashMap::new(),
             signals,
             control,
@@ -203,6 +207,7 @@ impl Master {
             self.start(now, id);
         }
         self.go_on(now);
+        self.settle(now);
         loop {
             if let Some(signal) = self.ending
                 && self.services.is_empty()
@@ -211,7 +216,10 @@ impl Master {
             }
             alarm::set(u32::try_from(WATCHDOG.as_secs()).unwrap_or(u32::MAX));
             let next = self.timers.next_deadline();
-            let wait = next.map_or(LONGEST_WAIT, |at| at.since(Time::now()).min(LONGEST_WAIT));
+            let mut wait = next.map_or(LONGEST_WAIT, |at| at.since(Time::now()).min(LONGEST_WAIT));
+            if self.queue.has_more() {
+                wait = Duration::ZERO;
+            }
             if let Err(e) = self.sources.wait(&mut events, wait)
                 && e.kind() != io::ErrorKind::Interrupted
             {
@@ -219,9 +227,14 @@ impl Master {
                 Notice::Trouble { text: Fault::io("poll", &e).to_string() }.log();
             }
             let now = Time::now();
+            for source in self.queue.turn() {
+                self.ready(now, source, false);
+                self.settle(now);
+            }
             for event in &events {
                 if let Some(source) = self.sources.find(event.token()) {
                     self.ready(now, source, event.is_writable());
+                    self.settle(now);
                 }
             }
             while let Some(timer) = self.timers.pop_due(now) {
@@ -230,6 +243,7 @@ impl Master {
                     return End::ExitTime;
                 }
                 self.due(now, timer);
+                self.settle(now);
             }
         }
     }
@@ -239,8 +253,8 @@ impl Master {
             Source::Signals => self.take_signals(now),
             Source::Control => self.accept_clients(now),
             Source::Client(number) => self.serve_client(now, number),
-            Source::Listen(id) => self.knock(now, id),
-            Source::Status(id, worker) => self.read_status(now, id, worker),
+            Source::Listen(id) => self.queue.push(id, Event::Knock),
+            Source::Status(id, worker) => self.read_status(id, worker),
             Source::Trigger(number) => self.trigger_ready(number, writable),
             Source::Names => self.names_ready(now),
             Source::Verdict => self.verdict_ready(now, false),
@@ -249,7 +263,7 @@ impl Master {
 
     fn due(&mut self, now: Time, timer: Timer) {
         match timer {
-            Timer::Policy(id) => self.feed(now, id, Event::Tick),
+            Timer::Policy(id) => self.queue.push(id, Event::Tick),
             Timer::Wakeup(id) => self.wake(now, id),
             Timer::Bind(id) => self.bind_again(now, id),
             Timer::Trigger(number) => self.end_trigger(number),
@@ -267,13 +281,13 @@ impl Master {
                 SIGCHLD => self.reap(now),
                 SIGHUP if self.ending.is_none() => self.reload(now, None, Extent::All),
                 SIGHUP => {}
-                deadly => self.end(now, deadly),
+                deadly => self.end(deadly),
             }
         }
     }
 
     /// Ends every service and then the loop (P01): SIGTERM at once, SIGKILL when that does not help.
-    fn end(&mut self, now: Time, signal: i32) {
+    fn end(&mut self, signal: i32) {
         if self.ending.is_some() {
             return;
         }
@@ -281,17 +295,23 @@ impl Master {
         self.manager.stopping();
         self.ending = Some(signal);
         for id in self.services.keys().copied().collect::<Vec<_>>() {
-            self.retire_service(now, id, Duration::ZERO);
+            self.retire_service(id, Duration::ZERO);
         }
     }
 
-    /// Tells a pool and does what it says.
-    fn feed(&mut self, now: Time, id: ServiceId, event: Event) {
-        let mut actions = Vec::new();
-        if let Some(service) = self.services.get_mut(&id) {
+    /// Tells the pools what has happened, in order, and does what they say. Whatever follows from
+    /// that is queued in its turn: nothing that is called from here calls this.
+    fn settle(&mut self, now: Time) {
+        while let Some((id, event)) = self.queue.pop() {
+            let Some(service) = self.services.get_mut(&id) else { continue };
+            let knock = event == Event::Knock;
+            let mut actions = Vec::new();
             service.pool.on(now, event, &mut actions);
+            self.execute(now, id, actions);
+            if knock {
+                self.listen_on(id);
+            }
         }
-        self.execute(now, id, actions);
     }
 
     fn execute(&mut self, now: Time, id: ServiceId, actions: Vec<Action>) {

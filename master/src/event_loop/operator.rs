@@ -9,69 +9,89 @@ use worker_proto::clock::Time;
 use super::service::Service;
 use super::{Extent, Master, Source, Timer};
 use crate::avail::Event;
-use crate::control::{ASK_TIME, Progress};
+use crate::control::{Accepted, Client, Progress};
 use crate::report::{self, Row, State, WorkerRow};
 use crate::request::Request;
 
 /// How long after a change the service manager is told.
 const STATUS_PAUSE: Duration = Duration::from_secs(1);
+/// The most clients that are taken in in one turn.
+const CLIENTS_A_TURN: usize = 16;
 
 impl Master {
+    /// Takes in clients, some in a turn: those who are in already have theirs as well.
     pub(super) fn accept_clients(&mut self, now: Time) {
-        loop {
+        for _ in 0..CLIENTS_A_TURN {
             let number = self.number();
-            let Some(client) = self.control.accept(number) else {
-                return;
-            };
-            let added =
-                self.sources.add(client.as_fd(), Interest::READABLE, Source::Client(number));
-            match added {
-                Ok(token) => client.token = Some(token),
-                Err(_) => drop(self.control.remove(number)),
+            match self.control.accept(number, now) {
+                Accepted::Nobody => return,
+                Accepted::Refused => {}
+                Accepted::Client { dropped } => {
+                    dropped
+                        .into_iter()
+                        .for_each(|(number, client)| self.drop_client(number, &client));
+                    self.watch_client(now, number);
+                    // One that has left already keeps nobody's place.
+                    self.serve_client(now, number);
+                }
             }
-            self.timers.set(Timer::Client(number), Some(now + ASK_TIME));
-            self.serve_client(now, number);
         }
+        self.queue.again(Source::Control);
     }
 
+    /// Waits for what a client asks, which may be there already: registering reports it.
+    pub(super) fn watch_client(&mut self, now: Time, number: u64) {
+        let Some(client) = self.control.client(number) else { return };
+        match self.sources.add(client.as_fd(), Interest::READABLE, Source::Client(number)) {
+            Ok(token) => client.token = Some(token),
+            Err(_) => return self.end_client(number),
+        }
+        self.client_deadline(now, number);
+    }
+
+    /// A client's next step: one request at the most, or what it takes of its answer.
     pub(super) fn serve_client(&mut self, now: Time, number: u64) {
-        let Some(client) = self.control.client(number) else {
-            return;
-        };
-        match client.advance() {
-            Progress::Asked(request) => {
-                self.timers.set(Timer::Client(number), None);
-                self.request(now, number, &request);
-            }
+        let Some(client) = self.control.client(number) else { return };
+        match client.advance(now) {
+            Progress::Asked(request) => self.request(now, number, &request),
             Progress::Wait => {
                 let Some(token) = client.token else { return };
                 let interest =
                     if client.is_answered() { Interest::WRITABLE } else { Interest::READABLE };
                 if self.sources.change(client.as_fd(), token, interest).is_err() {
-                    self.end_client(number);
+                    return self.end_client(number);
                 }
             }
-            Progress::Done => self.end_client(number),
+            Progress::Done => return self.end_client(number),
         }
+        self.client_deadline(now, number);
+    }
+
+    /// What a client may take for what it is doing now.
+    fn client_deadline(&mut self, now: Time, number: u64) {
+        let deadline = self.control.client(number).and_then(|client| client.deadline());
+        self.timers.set(Timer::Client(number), deadline.map(|at| at.max(now)));
     }
 
     pub(super) fn end_client(&mut self, number: u64) {
+        if let Some(client) = self.control.remove(number) {
+            self.drop_client(number, &client);
+        }
+    }
+
+    fn drop_client(&mut self, number: u64, client: &Client) {
         self.timers.set(Timer::Client(number), None);
-        let Some(client) = self.control.remove(number) else {
-            return;
-        };
         if let Some(token) = client.token {
             self.sources.remove(client.as_fd(), token);
         }
-        // One that waited for its turn may come in now.
-        self.accept_clients(Time::now());
     }
 
-    /// Answers a client.
-    pub(super) fn answer(&mut self, number: u64, code: u8, text: &str) {
+    /// Answers a client, which is written to it in the next turn.
+    pub(super) fn answer(&mut self, now: Time, number: u64, code: u8, text: &str) {
         if let Some(client) = self.control.client(number) {
-            client.answer(code, text);
-            self.serve_client(Time::now(), number);
+            client.answer(now, code, text);
+            self.client_deadline(now, number);
+            self.queue.again(Source::Client(number));
         }
     }
 
@@ -116,14 +136,14 @@ impl Master {
             Some(Request::Reset(name)) => self.reset(now, &name),
             None => (1, format!("unknown request: {line}\n")),
         };
-        self.answer(number, code, &text);
+        self.answer(now, number, code, &text);
     }
 
     fn feed_metrics(&mut self, now: Time, number: u64) {
         let text = report::metrics(&self.rows(now, None));
         if let Some(client) = self.control.client(number) {
-            client.report(&text);
-            self.serve_client(now, number);
+            client.report(now, &text);
+            self.queue.again(Source::Client(number));
         }
     }
 
@@ -136,7 +156,7 @@ impl Master {
         }
         for id in ids {
             self.bind_again(now, id);
-            self.feed(now, id, Event::Reset);
+            self.queue.push(id, Event::Reset);
         }
         (0, format!("service \"{name}\": failures forgotten\n"))
     }

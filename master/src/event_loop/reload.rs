@@ -53,7 +53,7 @@ impl Master {
             reloading.again = true;
             if let Some(client) = client {
                 let text = "a reload is under way; the files will be read again after it\n";
-                self.answer(client, 0, text);
+                self.answer(now, client, 0, text);
             }
             return;
         }
@@ -127,7 +127,7 @@ impl Master {
             self.status_changed(now);
         }
         if let Some(client) = client {
-            self.answer(client, code, &text);
+            self.answer(now, client, code, &text);
         }
     }
 
@@ -150,7 +150,7 @@ impl Master {
         if !changes.removed.is_empty() {
             let defs = services.iter().flatten();
             let used = defs.flat_map(|c| c.def.endpoints.iter()).collect();
-            changes.removed.iter().for_each(|key| self.remove(now, key, &used));
+            changes.removed.iter().for_each(|key| self.remove(key, &used));
         }
         for &at in &changes.added {
             let Some(configured) = services[at].take() else { continue };
@@ -245,7 +245,7 @@ impl Master {
         self.execute(now, id, actions);
     }
 
-    fn remove(&mut self, now: Time, key: &Key, still_used: &HashSet<&Endpoint>) {
+    fn remove(&mut self, key: &Key, still_used: &HashSet<&Endpoint>) {
         let Some(id) = self.by_key.remove(key) else {
             return;
         };
@@ -255,11 +255,11 @@ impl Master {
             let unused = |l: &&Listener| !still_used.contains(l.endpoint());
             service.listeners.iter().filter(unused).for_each(Listener::unlink);
         }
-        self.retire_service(now, id, self.config.master.stop_grace);
+        self.retire_service(id, self.config.master.stop_grace);
     }
 
     /// Stops a service: no more clients, and its workers end.
-    pub(super) fn retire_service(&mut self, now: Time, id: ServiceId, grace: Duration) {
+    pub(super) fn retire_service(&mut self, id: ServiceId, grace: Duration) {
         self.set_listening(id, false);
         let Some(service) = self.services.get_mut(&id) else {
             return;
@@ -268,7 +268,7 @@ impl Master {
         service.listeners.clear();
         self.timers.set(Timer::Wakeup(id), None);
         self.timers.set(Timer::Bind(id), None);
-        self.feed(now, id, Event::Remove(grace));
+        self.queue.push(id, Event::Remove(grace));
     }
 
     /// A removed service's last worker has ended.
@@ -300,7 +300,7 @@ impl Master {
         if moved {
             self.rebind(now, id);
         }
-        self.feed(now, id, Event::Reload { rules, changed, retire });
+        self.queue.push(id, Event::Reload { rules, changed, retire });
     }
 
     /// The addresses of a service are others than before: keeps the sockets that stay, binds the

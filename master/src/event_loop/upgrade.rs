@@ -29,7 +29,7 @@ use super::{Birth, Extent, Master, ServiceId, Source, Timer};
 use crate::channel::Channel;
 use crate::conf::Configured;
 use crate::config::Config;
-use crate::control::{ASK_TIME, Control};
+use crate::control::Control;
 use crate::listen::Listener;
 use crate::notice::Notice;
 use crate::resume;
@@ -49,7 +49,7 @@ impl Master {
     /// Begins an upgrade to a program; `client` gets the outcome.
     pub(super) fn upgrade(&mut self, now: Time, client: u64, program: &str) {
         if let Some(busy) = self.is_busy() {
-            return self.answer(client, 1, &format!("upgrade refused: {busy}\n"));
+            return self.answer(now, client, 1, &format!("upgrade refused: {busy}\n"));
         }
         let program =
             if program.is_empty() { self.birth.program.clone() } else { PathBuf::from(program) };
@@ -60,7 +60,11 @@ impl Master {
                 self.timers.set(Timer::Verdict, Some(now + PATIENCE));
             }
             Err(e) => {
-                self.refuse_upgrade(client, &format!("{}: {}", program.display(), errno_text(&e)));
+                self.refuse_upgrade(
+                    now,
+                    client,
+                    &format!("{}: {}", program.display(), errno_text(&e)),
+                );
             }
         }
     }
@@ -97,24 +101,24 @@ impl Master {
         let verdict = helper.end(&mut self.sources);
         // Something may have begun since it was asked.
         if let Some(busy) = self.is_busy() {
-            return self.refuse_upgrade(client, busy);
+            return self.refuse_upgrade(now, client, busy);
         }
         if verdict.starts_with(resume::CAN_RESUME) {
             let reason = self.hand_over(now, client, &program);
-            return self.refuse_upgrade(client, &reason);
+            return self.refuse_upgrade(now, client, &reason);
         }
         let silence = format!("{} says nothing", program.display());
         let reason = if verdict.trim().is_empty() { &silence } else { verdict.trim_end() };
-        self.refuse_upgrade(client, reason);
+        self.refuse_upgrade(now, client, reason);
     }
 
-    fn refuse_upgrade(&mut self, client: u64, reason: &str) {
+    fn refuse_upgrade(&mut self, now: Time, client: u64, reason: &str) {
         for line in reason.lines() {
             Notice::BadUpgrade { text: line.to_owned() }.log();
         }
         Notice::UpgradeRefused { version: version() }.log();
         let last = Notice::UpgradeRefused { version: version() };
-        self.answer(client, 1, &format!("{reason}\n{last}\n"));
+        self.answer(now, client, 1, &format!("{reason}\n{last}\n"));
     }
 
     /// Executes the program. It returns with the reason when that fails, and all is as before.
@@ -135,9 +139,11 @@ impl Master {
         }
         if let Some(signal) = deadly {
             let _ = all.thread_unblock();
-            self.end(now, signal);
+            self.end(signal);
             return "the master is stopping".to_owned();
         }
+        // What was queued is known to no program but this one.
+        self.settle(now);
         self.manager.reloading(now);
         let error = self.execute_successor(client, program);
         self.inherit(false);
@@ -213,7 +219,8 @@ impl Master {
     /// A descriptor is missing, or the system has no room.
     pub fn resume(birth: Birth, config: Config, snapshot: Snapshot) -> Result<Self, Fault> {
         let fault = |e: io::Error| Fault::io("take over from the running master", &e);
-        let control = Control::adopt(snapshot.control, &snapshot.clients).map_err(fault)?;
+        let control =
+            Control::adopt(snapshot.control, &snapshot.clients, Time::now()).map_err(fault)?;
         let mut master = Self::serving_nothing(birth, config, control).map_err(fault)?;
         master.exit_at = snapshot.exit_at;
         master.generation = snapshot.generation;
@@ -258,17 +265,12 @@ impl Master {
         notice.log();
         let clients: Vec<u64> = self.control.clients().map(|(number, _)| number).collect();
         for number in clients {
-            let Some(client) = self.control.client(number) else { continue };
-            let added =
-                self.sources.add(client.as_fd(), Interest::READABLE, Source::Client(number));
-            client.token = added.ok();
-            if number == asker {
-                client.preface = format!("{notice}\n");
-            } else {
-                let stays = client.is_feed();
-                self.timers.set(Timer::Client(number), (!stays).then_some(now + ASK_TIME));
-                self.serve_client(now, number);
-            }
+            self.watch_client(now, number);
+            // One whose answer is not read yet becomes writable in its turn.
+            self.queue.again(Source::Client(number));
+        }
+        if let Some(client) = self.control.client(asker) {
+            client.preface = format!("{notice}\n");
         }
         self.reap(now);
         self.reload(now, Some(asker), Extent::All);

@@ -45,9 +45,9 @@ impl Master {
         }
     }
 
-    pub(super) fn knock(&mut self, now: Time, id: ServiceId) {
-        self.feed(now, id, Event::Knock);
-        // With a burst the service may still want more: registering again reports who waits.
+    /// A service whose client was seen may still want more (a burst): registering again reports who
+    /// waits.
+    pub(super) fn listen_on(&mut self, id: ServiceId) {
         let again = self.services.get(&id).is_some_and(|s| s.wants_listen);
         if again {
             self.set_listening(id, true);
@@ -68,7 +68,7 @@ impl Master {
         );
         let (mut live, spawned) = match started {
             Ok(started) => started,
-            Err(e) => return self.feed(now, id, Event::StartFailed(worker, errno_text(&e))),
+            Err(e) => return self.queue.push(id, Event::StartFailed(worker, errno_text(&e))),
         };
         if let Some(e) = spawned.exec_error {
             let path = service.configured.rules.path.clone();
@@ -81,18 +81,18 @@ impl Master {
         service.workers.insert(worker, live);
         service.alarm.used(now);
         self.timers.set(Timer::Wakeup(id), service.alarm.next());
-        self.feed(now, id, Event::Started(worker, pid));
+        self.queue.push(id, Event::Started(worker, pid));
     }
 
     /// Reads what a worker says. It is gossip: it changes what we think of that worker and nothing
     /// else.
-    pub(super) fn read_status(&mut self, now: Time, id: ServiceId, worker: WorkerId) {
+    pub(super) fn read_status(&mut self, id: ServiceId, worker: WorkerId) {
         for _ in 0..RECORDS_A_TURN {
             let Some(live) = self.live(id, worker) else {
                 return;
             };
             match live.channel.read() {
-                Read::Record(record) => self.record(now, id, worker, record),
+                Read::Record(record) => self.record(id, worker, record),
                 Read::Odd(size) => {
                     let pid = live.pid;
                     let Some(service) = self.services.get(&id) else {
@@ -112,20 +112,14 @@ impl Master {
                 }
             }
         }
-        let Some(service) = self.services.get(&id) else {
-            return;
-        };
-        if let Some(Live { channel, token: Some(token), .. }) = service.workers.get(&worker) {
-            // The rest is reported again in the next turn.
-            let _ = self.sources.change(channel.as_fd(), *token, Interest::READABLE);
-        }
+        self.queue.again(Source::Status(id, worker));
     }
 
     fn live(&mut self, id: ServiceId, worker: WorkerId) -> Option<&mut Live> {
         self.services.get_mut(&id)?.workers.get_mut(&worker)
     }
 
-    fn record(&mut self, now: Time, id: ServiceId, worker: WorkerId, record: StatusRecord) {
+    fn record(&mut self, id: ServiceId, worker: WorkerId, record: StatusRecord) {
         let Some(live) = self.live(id, worker) else {
             return;
         };
@@ -134,7 +128,7 @@ impl Master {
             return Notice::ForeignStatus { pid: record.pid, generation }.log();
         }
         match record.availability() {
-            Some(availability) => self.feed(now, id, Event::Status(worker, availability)),
+            Some(availability) => self.queue.push(id, Event::Status(worker, availability)),
             None => Notice::UnknownStatus { pid: record.pid, state: record.state }.log(),
         }
     }
@@ -175,12 +169,12 @@ impl Master {
                 continue;
             };
             // What it wrote before it ended counts.
-            self.read_status(now, id, worker);
+            self.read_status(id, worker);
             let live = self.services.get_mut(&id).and_then(|s| s.workers.remove(&worker));
             if let Some(Live { channel, token: Some(token), .. }) = live {
                 self.sources.remove(channel.as_fd(), token);
             }
-            self.feed(now, id, Event::Ended(worker, exit));
+            self.queue.push(id, Event::Ended(worker, exit));
             if exit != Exit::Status(0) {
                 self.wake_soon(now, id);
             }
