@@ -33,7 +33,7 @@ fn once_shows_both_messages_and_cleans_up() {
         "Hello from sendmail(1).",
         "Hello from SMTP.",
         "Mail queue is empty",
-        "all arrived; stopping",
+        "all delivered; stopping",
     ] {
         assert!(said.contains(text), "{text}: {said}");
     }
