@@ -4,19 +4,20 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use nix::unistd::{geteuid, setegid, seteuid};
+use nix::unistd::geteuid;
 use worker_proto::abi::CONFIG_ENV;
 use worker_proto::diagnostic::Fault;
 use worker_proto::getopt;
+use worker_proto::identity;
+use worker_proto::jail::mail_owner;
 use worker_proto::main_cf::MainCf;
 use worker_proto::params::CommonParams;
-use worker_proto::server::CONFIG_DIRECTORY;
+use worker_proto::server::{self, CONFIG_DIRECTORY};
 
 use crate::listing;
 use crate::store::Store;
@@ -44,8 +45,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[must_use]
 pub fn main(words: Vec<OsString>) -> ExitCode {
     let (code, text) = match parse(words) {
-        Ok((directory, words)) => match queue_directory(&directory) {
-            Ok(queue) => run(&queue, &words),
+        Ok((directory, words)) => match parameters(&directory) {
+            Ok(common) => run(&common, &words),
             Err(fault) => (78, format!("alertq: fatal: {fault}\n")),
         },
         Err(problem) => (64, format!("alertq: {problem}; {}\n", usage())),
@@ -80,19 +81,23 @@ fn parse(words: Vec<OsString>) -> Result<(PathBuf, Vec<String>), String> {
     Ok((directory.into(), words))
 }
 
-/// The queue directory of an instance.
-///
-/// # Errors
-/// main.cf cannot be read.
-pub fn queue_directory(config: &Path) -> Result<PathBuf, Fault> {
+fn parameters(config: &Path) -> Result<CommonParams, Fault> {
     let (mut main_cf, _) = MainCf::load(config)?;
-    main_cf.define(CommonParams::TABLE);
-    Ok(PathBuf::from(main_cf.get("queue_directory").unwrap_or_default()))
+    CommonParams::read(&mut main_cf).map_err(|errors| server::first(&errors))
 }
 
-/// Does what the words say: the exit status and the text.
+/// Does what the words say: the exit status and the text. Root becomes the mail owner for good: what
+/// is asked and read here lies in that account's directories, where any name may be a link.
 #[must_use]
-pub fn run(queue: &Path, words: &[String]) -> (u8, String) {
+pub fn run(common: &CommonParams, words: &[String]) -> (u8, String) {
+    let queue = common.queue_directory.as_path();
+    if geteuid().is_root() {
+        let account = mail_owner(&common.mail_owner);
+        let done = account.and_then(|user| identity::become_for_good(user.uid, user.gid));
+        if let Err(fault) = done {
+            return (78, format!("alertq: fatal: {fault}\n"));
+        }
+    }
     let path = queue.join("private/qmgr");
     // Relative to it: a socket's name may have 107 bytes, and an instance may lie deep.
     let connected =
@@ -107,24 +112,15 @@ pub fn run(queue: &Path, words: &[String]) -> (u8, String) {
         Ok((code, text)) => (code, format!("alertq: {text}")),
         Err(e) => {
             let fault = Fault::io(format!("ask {}", path.display()), &e);
-            offline(queue, words).unwrap_or_else(|| (69, format!("alertq: fatal: {fault}\n")))
+            offline(words).unwrap_or_else(|| (69, format!("alertq: fatal: {fault}\n")))
         }
     }
 }
 
-/// What can be told without qmgr; None when it runs after all, or is needed.
-fn offline(queue: &Path, words: &[String]) -> Option<(u8, String)> {
-    let directory = queue.join("queue");
-    // Looking must not make a store.
-    if !directory.join("queue.db").exists() {
-        return None;
-    }
-    // As its owner: a file that root leaves behind would lock qmgr out.
-    let owner = std::fs::metadata(directory.join("queue.db")).ok()?;
-    if geteuid().is_root() {
-        setegid(owner.gid().into()).and_then(|()| seteuid(owner.uid().into())).ok()?;
-    }
-    let store = Store::look(&directory).ok()?;
+/// What can be told without qmgr; None when it runs after all, or is needed. The queue directory is
+/// the working directory.
+fn offline(words: &[String]) -> Option<(u8, String)> {
+    let store = Store::look(Path::new("queue")).ok()?;
     let doing = |_| ("queued", None);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let text = match words.as_slice() {

@@ -136,7 +136,7 @@ impl Multi for Manager {
         if relays.is_empty() {
             log::warn!("parameter relayhost is empty: messages stay in the queue");
         }
-        let (store, damage) = setup::open_store(&configured.common, &params, owner)?;
+        let (store, damage) = setup::open_store(&params, owner)?;
         if let Some(damage) = damage {
             log::error!("the queue's store was damaged and a new one is begun: {damage}");
         }

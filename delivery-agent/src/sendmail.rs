@@ -120,7 +120,7 @@ fn common(options: &Options) -> Result<CommonParams, Failure> {
 
 fn ask(common: &CommonParams, words: &[&str]) -> Result<(), Failure> {
     let words: Vec<String> = words.iter().map(|&w| w.to_owned()).collect();
-    let (code, text) = alertq::run(&common.queue_directory, &words);
+    let (code, text) = alertq::run(common, &words);
     if code != 0 {
         return Err(Failure::new(code, text.trim_start_matches("alertq: ").trim_end()));
     }

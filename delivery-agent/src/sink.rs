@@ -3,21 +3,21 @@
 //! It stands in for a relay in tests and in the quick start. It takes mail from anybody for anybody,
 //! so it is of no use for anything else, and says so when it starts.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::time::Duration;
 
 use log::{info, warn};
-use nix::fcntl::{OFlag, openat, renameat};
+use nix::fcntl::{AT_FDCWD, OFlag, openat, renameat};
 use nix::sys::stat::Mode;
-use nix::unistd::{User, getuid};
+use nix::unistd::{User, getegid, geteuid};
 use worker_proto::client::Client;
 use worker_proto::clock;
 use worker_proto::diagnostic::Fault;
+use worker_proto::directory::{self, Access};
 use worker_proto::server::{self, Configured};
 use worker_proto::single::Single;
 use worker_proto::sys::errno_text;
@@ -114,18 +114,14 @@ impl Maildir {
         if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
             fs::create_dir_all(parent)?;
         }
-        for directory in ["", "tmp", "new", "cur"] {
-            let path = path.join(directory);
-            match DirBuilder::new().mode(0o700).create(&path) {
-                Ok(()) => {}
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
-                Err(e) => return Err(e),
-            }
-            if let Some(owner) = owner.filter(|_| getuid().is_root()) {
-                chown(&path, Some(owner.uid.as_raw()), Some(owner.gid.as_raw()))?;
-            }
-        }
-        let open = |name| File::open(path.join(name)).map(OwnedFd::from);
+        let (uid, gid) = owner.map_or_else(
+            || (geteuid().as_raw(), getegid().as_raw()),
+            |owner| (owner.uid.as_raw(), owner.gid.as_raw()),
+        );
+        let access = Access { uid, gid, mode: 0o700 };
+        let (top, _) = directory::make_at(AT_FDCWD, path, access)?;
+        let open = |name: &str| directory::make_at(&top, Path::new(name), access).map(|(fd, _)| fd);
+        open("cur")?;
         Ok(Self { tmp: open("tmp")?, new: open("new")?, sync, count: 0 })
     }
 

@@ -13,7 +13,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
 use worker_proto::diagnostic::Fault;
 
 use crate::wire::{Lane, Submission};
@@ -79,12 +80,45 @@ impl Store {
         }
     }
 
-    /// Opens the store to look at it, damaged or not, while nobody else has it open.
+    /// Opens the store to look at it while nobody else has it open. Nothing is written, and no link
+    /// is followed.
     ///
     /// # Errors
     /// It is in use, damaged, or not there.
     pub fn look(directory: &Path) -> Result<Self, StoreError> {
-        Ok(Self::attempt(directory, &directory.join("queue.db"), 0)?)
+        let path = directory.join("queue.db");
+        let nofollow = OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        let wal = fs::symlink_metadata(directory.join("queue.db-wal"));
+        let db = if wal.is_ok_and(|wal| wal.len() > 0) {
+            // A WAL is read under an exclusive lock only, which takes a descriptor for writing.
+            let db =
+                Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | nofollow)?;
+            db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+            db.pragma_update(None, "query_only", "ON")?;
+            db.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+            db
+        } else {
+            // Without one SQLite would make it.
+            let name = path.display().to_string();
+            let name = name.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | nofollow;
+            Connection::open_with_flags(format!("file:{name}?immutable=1"), flags)?
+        };
+        db.busy_timeout(Duration::from_secs(5))?;
+        db.query_row("SELECT count(*) FROM message WHERE done = 0", [], |_| Ok(()))?;
+        Ok(Self::with(db, Space::new(directory, 0)))
+    }
+
+    fn with(db: Connection, space: Space) -> Self {
+        db.set_prepared_statement_cache_capacity(32);
+        Self {
+            db,
+            space,
+            in_transaction: false,
+            has_accepted: false,
+            lost_submissions: false,
+            unsaved: Vec::new(),
+        }
     }
 
     fn attempt(directory: &Path, path: &Path, min_free: u64) -> rusqlite::Result<Self> {
@@ -96,7 +130,6 @@ impl Store {
         db.pragma_update(None, "journal_mode", "WAL")?;
         db.pragma_update(None, "synchronous", "FULL")?;
         db.pragma_update(None, "foreign_keys", "ON")?;
-        db.set_prepared_statement_cache_capacity(32);
         let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         if version > SCHEMA_VERSION {
             let text = format!("it has version {version}, of a later program than this");
@@ -112,14 +145,7 @@ impl Store {
         db.query_row("SELECT count(*) FROM message WHERE done = 0", [], |_| Ok(()))?;
         let space = Space::new(directory, min_free);
         space.fill_ballast();
-        Ok(Self {
-            db,
-            space,
-            in_transaction: false,
-            has_accepted: false,
-            lost_submissions: false,
-            unsaved: Vec::new(),
-        })
+        Ok(Self::with(db, space))
     }
 
     /// Puts a message into the running transaction, beginning one if there is none. It counts when

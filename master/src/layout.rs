@@ -3,12 +3,13 @@
 //! Missing ones are made with the right owner and mode; those that are there and differ are told, not
 //! changed: somebody may have meant it.
 
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use worker_proto::diagnostic::Fault;
+use worker_proto::directory;
 
 use crate::config::Config;
 
@@ -66,10 +67,7 @@ fn build(path: &Path, mode: u32, uid: u32, gid: u32) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
-    DirBuilder::new().mode(0o700).create(path)?;
-    chown(path, Some(uid), Some(gid))?;
-    // After the chown, which may drop bits, and whatever the umask is.
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+    directory::make(path, directory::Access { uid, gid, mode }).map(drop)
 }
 
 fn fault(path: &Path, cause: &str) -> Fault {

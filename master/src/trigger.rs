@@ -64,9 +64,9 @@ pub fn wake(
         }
         (Endpoint::Path(path), Transport::Fifo) => fifo(path, owner).map(|()| None),
         (Endpoint::Path(_), Transport::UnixDgram) => Err(Errno::EOPNOTSUPP.into()),
-        (Endpoint::Path(path), Transport::Pass) => pass(path).map(Some),
+        (Endpoint::Path(path), Transport::Pass) => pass(path, owner).map(Some),
         (Endpoint::Path(path), Transport::Unix | Transport::Inet) => {
-            let fd = dial(path)?;
+            let fd = dial(path, owner)?;
             request(&fd)?;
             Ok(Some(Trigger { fd, unsent: false }))
         }
@@ -95,9 +95,11 @@ fn stream(family: AddressFamily) -> io::Result<OwnedFd> {
     sys::set_high(socket(family, SockType::Stream, flags, None)?)
 }
 
-fn dial(path: &str) -> io::Result<OwnedFd> {
+/// With the rights of the account whose directory it is, as connect(2) follows links.
+fn dial(path: &str, owner: Owner) -> io::Result<OwnedFd> {
     let fd = stream(AddressFamily::Unix)?;
-    connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let address = UnixAddr::new(path)?;
+    owner.run(|| connect(fd.as_raw_fd(), &address))?;
     Ok(fd)
 }
 
@@ -112,9 +114,9 @@ fn fifo(path: &str, owner: Owner) -> io::Result<()> {
 }
 
 /// A `pass` service is handed an open connection: here a pipe with the request in it.
-fn pass(path: &str) -> io::Result<Trigger> {
+fn pass(path: &str, owner: Owner) -> io::Result<Trigger> {
     let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-    let fd = dial(path)?;
+    let fd = dial(path, owner)?;
     nix::unistd::write(&write, &REQUEST)?;
     let handed = [read.as_raw_fd()];
     let rights = [ControlMessage::ScmRights(&handed)];

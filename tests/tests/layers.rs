@@ -15,6 +15,8 @@ const WORKER_PROTO: &[&str] = &[
     "status",
     "diagnostic",
     "files",
+    "directory",
+    "identity",
     "logical",
     "expand",
     "main_cf",

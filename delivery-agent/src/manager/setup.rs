@@ -1,14 +1,13 @@
 //! setup - what qmgr does before it gives up its privileges
 
-use std::fs::{self, DirBuilder, Permissions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::Path;
 
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{getuid, setegid, seteuid};
 use worker_proto::diagnostic::Fault;
+use worker_proto::directory::{self, Access};
 use worker_proto::files;
+use worker_proto::identity;
 use worker_proto::jail::mail_owner;
 use worker_proto::params::CommonParams;
 use worker_proto::server::Configured;
@@ -29,41 +28,22 @@ pub(super) fn directories(common: &CommonParams) -> Result<Owner, Fault> {
     let user = mail_owner(&common.mail_owner)?;
     let owner = (user.uid.as_raw(), user.gid.as_raw());
     for (path, mode) in [(STORE, 0o700), (maildrop::DIRECTORY, 0o1730)] {
-        make(Path::new(path), mode, owner)?;
+        directory::make(Path::new(path), Access { uid: owner.0, gid: owner.1, mode })
+            .map_err(|e| Fault::io(format!("make directory {path}"), &e))?;
     }
     Ok(owner)
-}
-
-fn make(path: &Path, mode: u32, owner: Owner) -> Result<(), Fault> {
-    let fault = |e: &std::io::Error| Fault::io(format!("make directory {}", path.display()), e);
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(e) if e.kind() == ErrorKind::AlreadyExists => return Ok(()),
-        other => other.map_err(|e| fault(&e))?,
-    }
-    chown(path, Some(owner.0), Some(owner.1)).map_err(|e| fault(&e))?;
-    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(|e| fault(&e))
 }
 
 /// Opens the store as the account that will own its files. By path inside the jail it would be
 /// another one for SQLite.
 pub(super) fn open_store(
-    common: &CommonParams,
     params: &QmgrParams,
     owner: Owner,
 ) -> Result<(Store, Option<String>), Fault> {
     umask(Mode::from_bits_truncate(0o077));
-    let root = getuid().is_root();
-    if root {
-        let ids = setegid(owner.1.into()).and_then(|()| seteuid(owner.0.into()));
-        ids.map_err(|e| Fault::io(format!("become {}", common.mail_owner), &e.into()))?;
-    }
     // Relative to the queue directory, where the process is now and will be in its jail.
-    let opened = Store::open(Path::new(STORE), params.queue_minfree);
-    if root {
-        // Root was given up for a moment only.
-        let _ = seteuid(0.into()).and_then(|()| setegid(0.into()));
-    }
-    opened
+    let open = || Store::open(Path::new(STORE), params.queue_minfree);
+    identity::run_as(owner.0.into(), owner.1.into(), open)
 }
 
 /// Reads alerts.cf. Without one, and with errors in it, mail to local names still has somewhere to

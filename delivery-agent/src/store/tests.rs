@@ -149,3 +149,40 @@ fn q9_full_in_the_middle_of_a_turn_what_was_told_is_what_is_on_disk() {
     let on_disk = open(dir.path()).queued(MessageNo(0), 99).unwrap();
     assert_eq!(on_disk.iter().map(|m| m.no).collect::<Vec<_>>(), told);
 }
+
+/// Names and contents of what is in a directory.
+fn snapshot(dir: &Path) -> Vec<(std::ffi::OsString, Vec<u8>)> {
+    let entries = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path());
+    let mut files: Vec<_> =
+        entries.map(|p| (p.file_name().unwrap().to_owned(), fs::read(&p).unwrap())).collect();
+    files.sort();
+    files
+}
+
+/// A look as root left files behind and changed what it found.
+#[test]
+fn a_look_at_the_store_changes_nothing_and_follows_no_link() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    let id = store.accept(&submission(), 1).unwrap().id;
+    store.commit().unwrap();
+    // As after a kill: the message is in the WAL.
+    let killed = tempfile::tempdir().unwrap();
+    for (name, bytes) in snapshot(dir.path()) {
+        fs::write(killed.path().join(name), bytes).unwrap();
+    }
+    drop(store);
+    for place in [&dir, &killed] {
+        let before = snapshot(place.path());
+        let looked = Store::look(place.path()).unwrap();
+        assert!(looked.by_id(&id).unwrap().is_some());
+        drop(looked);
+        assert_eq!(snapshot(place.path()), before);
+    }
+    let other = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(dir.path().join("queue.db"), other.path().join("queue.db")).unwrap();
+    assert!(Store::look(other.path()).is_err());
+    let none = tempfile::tempdir().unwrap();
+    assert!(Store::look(none.path()).is_err());
+    assert_eq!(snapshot(none.path()), [], "looking must not make a store");
+}
