@@ -48,8 +48,12 @@ pub(super) fn letter(
         false => format!("{address}@{}", common.myorigin),
     };
     let sender = complete(options.sender.as_deref().unwrap_or(login));
-    if let Some(bad) = recipients.iter().chain([&sender]).find(|a| !is_address(a)) {
-        return Err(Failure::new(EX_DATAERR, format!("not an address: {bad:?}")));
+    let envelope = recipients.iter().chain(Some(&sender).filter(|s| !s.is_empty()));
+    for address in envelope {
+        if let Err(cause) = address::check(address) {
+            let text = format!("bad address \"{}\": {cause}", address.escape_debug());
+            return Err(Failure::new(EX_DATAERR, text));
+        }
     }
     let from = if sender.is_empty() { complete(login) } else { sender.clone() };
     let from = match options.full_name.as_deref().or(full_name) {
@@ -73,12 +77,6 @@ fn until_dot(input: &[u8]) -> &[u8] {
         at += line.len();
     }
     input
-}
-
-/// Whether the text can stand in an envelope.
-fn is_address(text: &str) -> bool {
-    let quoted = text.contains('"');
-    !text.contains(|c: char| c.is_control() || (!quoted && "<> ".contains(c)))
 }
 
 /// To, Cc and Bcc; or, if there is any of them, only Resent-To, Resent-Cc and Resent-Bcc.
@@ -177,7 +175,11 @@ mod tests {
     fn m2_without_recipients_or_with_bad_ones_nothing_is_sent() {
         assert_eq!(compose("-t", "Subject: s\n\n").unwrap_err().status, EX_NOINPUT);
         assert_eq!(compose("", "x\n").unwrap_err().status, EX_NOINPUT);
-        assert_eq!(compose("-f a>b c@x", "x\n").unwrap_err().status, EX_DATAERR);
+        for bad in ["-f a>b c@x", "a@", "\"a\"@b>", "M\u{fffd}ller@x"] {
+            assert_eq!(compose(bad, "x\n").unwrap_err().status, EX_DATAERR, "{bad}");
+        }
+        let header = compose("-t", "To: a@x, \"b\"@c> X=Y\n\n").unwrap_err();
+        assert_eq!(header.status, EX_DATAERR, "{}", header.text);
     }
 
     #[test]
