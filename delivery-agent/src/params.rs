@@ -48,6 +48,13 @@ params! {
         smtpd_recipient_limit: Count = "1000", "1"..="1000000";
         /// After this many refused commands the session ends.
         smtpd_hard_error_limit: Count = "${stress?{1}:{20}}", "1"..="1000000";
+        /// How many commands without a message, such as NOOP and RSET, a client may send; each one
+        /// beyond that counts as a refused command.
+        smtpd_junk_command_limit: Count = "${stress?{1}:{100}}", "1"..="1000000";
+        /// Commands that no SMTP client sends: the session ends at once, so that a web page cannot make
+        /// a browser hand in mail. So does one whose first line is not SMTP, and any line that does not
+        /// begin with a letter.
+        smtpd_forbidden_commands: Words = "CONNECT GET POST";
         /// The largest message, in bytes; 0 for no limit.
         message_size_limit: Count = "10240000", "0"..="1000000000";
         /// The longest command line, in bytes.

@@ -70,6 +70,8 @@ impl Single for Sink {
                 line_length_limit: count(smtpd.line_length_limit),
                 recipient_limit: count(smtpd.smtpd_recipient_limit),
                 error_limit: smtpd.smtpd_hard_error_limit,
+                junk_limit: 100,
+                forbidden: Vec::new(),
             },
             timeout: smtpd.smtpd_timeout,
             desk: Desk { maildir, refused: params.sink_reject, deferred: params.sink_defer },
@@ -77,6 +79,10 @@ impl Single for Sink {
     }
 
     fn serve(&mut self, client: Client) {
+        // Every read and write has a deadline of its own.
+        if let Err(e) = client.set_nonblocking(true) {
+            return warn!("{}", Fault::io("prepare a connection", &e));
+        }
         converse(client, Server::new(self.config.clone()), &mut self.desk, self.timeout);
     }
 }

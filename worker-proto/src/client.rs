@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockaddrLike, SockaddrStorage, accept4,
     getsockname, getsockopt, recvmsg, setsockopt, sockopt,
@@ -14,6 +15,7 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use crate::abi::Transport;
+use crate::clock::Time;
 
 /// A client's connection, in blocking mode.
 #[derive(Debug)]
@@ -119,6 +121,45 @@ impl AsFd for Client {
     }
 }
 
+/// Writes all bytes before a deadline to a connection that does not block. A client that reads nothing,
+/// or too slowly, holds nobody longer than that.
+///
+/// # Errors
+/// The connection is lost, or the deadline has passed ([`io::ErrorKind::TimedOut`]).
+pub fn write_within<S: Write + AsFd>(
+    stream: &mut S,
+    mut bytes: &[u8],
+    deadline: Time,
+) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let left = deadline.since(Time::now());
+        match stream.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => bytes = &bytes[count..],
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(e),
+        }
+        if bytes.is_empty() {
+            break;
+        }
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        // The deadline is the limit, and it is shorter than the watchdog's only by chance.
+        crate::watchdog::feed();
+        let slice = PollTimeout::try_from(left.min(SLICE)).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)], slice) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    stream.flush()
+}
+
+/// The longest single wait, so that the watchdog is fed in a long one.
+const SLICE: Duration = Duration::from_secs(10);
+
 /// Takes what a client of a `pass` service passes; None when none is there.
 pub(crate) fn accept_passed(listen: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     while let Some(fd) = accept(listen)? {
@@ -189,5 +230,26 @@ mod tests {
             Client::Unix(..) => panic!("it came over TCP"),
         }
         assert!(accept().unwrap().is_none());
+    }
+
+    /// A client that did not read blocked its worker until the watchdog ended it.
+    #[test]
+    fn a_client_that_does_not_read_is_given_up_at_the_deadline() {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let start = Time::now();
+        let deadline = start + Duration::from_millis(300);
+        let bytes = vec![b'x'; 4 << 20];
+        let result = write_within(&mut ours, &bytes, deadline).map_err(|e| e.kind());
+        assert_eq!(result, Err(io::ErrorKind::TimedOut));
+        // One that reads a little at a time moves no deadline.
+        let deadline = Time::now() + Duration::from_millis(300);
+        let written = std::thread::scope(|scope| {
+            scope.spawn(move || while theirs.read(&mut [0; 100]).is_ok_and(|n| n > 0) {});
+            while write_within(&mut ours, &bytes[..1000], deadline).is_ok() {}
+            drop(ours);
+            Time::now()
+        });
+        assert!(written >= deadline);
     }
 }

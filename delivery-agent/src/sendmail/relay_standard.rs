@@ -92,6 +92,8 @@ pub(super) fn serve(hostname: &str, take: impl FnMut(&str, &[String], &[u8]) -> 
         line_length_limit: 2048,
         recipient_limit: 1000,
         error_limit: 20,
+        junk_limit: 100,
+        forbidden: Vec::new(),
     });
     let standard = Standard(io::stdin(), io::stdout());
     converse(standard, server, &mut Taker(take), Duration::from_secs(300));

@@ -53,6 +53,10 @@ pub struct Config {
     pub recipient_limit: usize,
     /// Refused commands after which the session ends.
     pub error_limit: u64,
+    /// Commands without a message, such as NOOP, after which each counts as a refused one.
+    pub junk_limit: u64,
+    /// Commands that no SMTP client sends: they end the session at once.
+    pub forbidden: Vec<String>,
 }
 
 /// Who sends to whom, and how the client introduced itself.

@@ -56,6 +56,39 @@ impl Command {
     }
 }
 
+/// Commands of SMTP and its extensions that this server does not have.
+const OTHER: [&str; 10] =
+    ["STARTTLS", "AUTH", "EXPN", "ETRN", "TURN", "LHLO", "SEND", "SAML", "XCLIENT", "XFORWARD"];
+
+/// Commands that are served.
+const SERVED: [&str; 11] =
+    ["HELO", "EHLO", "MAIL", "RCPT", "DATA", "BDAT", "RSET", "NOOP", "VRFY", "HELP", "QUIT"];
+
+/// What a line is, before it is parsed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Speech {
+    /// It may be SMTP.
+    Smtp,
+    /// Its first word is no command of SMTP.
+    Unknown,
+    /// It is another protocol's, such as a request of HTTP.
+    Forbidden,
+}
+
+/// What a line is; `forbidden` are words that no SMTP client begins a line with.
+pub(super) fn speech(line: &[u8], forbidden: &[String]) -> Speech {
+    let end = line.iter().position(|&b| b == b' ' || b == b'\t').unwrap_or(line.len());
+    let verb = &line[..end];
+    let is = |word: &str| verb.eq_ignore_ascii_case(word.as_bytes());
+    if line.first().is_some_and(|b| !b.is_ascii_alphabetic()) || forbidden.iter().any(|w| is(w)) {
+        Speech::Forbidden
+    } else if line.is_empty() || SERVED.iter().chain(&OTHER).any(|w| is(w)) {
+        Speech::Smtp
+    } else {
+        Speech::Unknown
+    }
+}
+
 fn syntax(text: impl Into<String>) -> Answer {
     Answer::new(501, "5.5.4", text)
 }

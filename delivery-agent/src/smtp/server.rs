@@ -4,7 +4,7 @@
 //! [`Backend`]'s to say. Lines end in CR LF and nothing else, so that no two programs can disagree
 //! on where a message ends.
 
-use super::command::{Command, MailParameters};
+use super::command::{Command, MailParameters, Speech, speech};
 use super::dot::Unstuffer;
 
 pub use super::backend::{Answer, Backend, Config, Envelope};
@@ -34,6 +34,11 @@ pub struct Server {
     body_size: u64,
     in_bdat: bool,
     errors: u64,
+    junk: u64,
+    /// A command of SMTP came.
+    has_spoken: bool,
+    /// The line that was not SMTP.
+    foreign: Option<String>,
     output: Vec<u8>,
     closing: bool,
 }
@@ -53,6 +58,9 @@ impl Server {
             body_size: 0,
             in_bdat: false,
             errors: 0,
+            junk: 0,
+            has_spoken: false,
+            foreign: None,
             output,
             closing: false,
         }
@@ -81,7 +89,19 @@ impl Server {
         matches!(self.input, Input::Data(_) | Input::Chunk { .. })
     }
 
-    /// Says a last word, such as that the time is up.
+    /// Whether the client has begun to hand in a message.
+    #[must_use]
+    pub const fn is_in_transaction(&self) -> bool {
+        self.has_sender
+    }
+
+    /// The line that ended the session because it was not SMTP.
+    #[must_use]
+    pub fn foreign(&self) -> Option<&str> {
+        self.foreign.as_deref()
+    }
+
+    /// Ends the session with a reply, such as that the time is up.
     pub fn close(&mut self, enhanced: &str, text: &str) {
         let text = format!("{} {text}", self.config.hostname);
         self.say(&Answer::new(421, enhanced, text));
@@ -112,6 +132,14 @@ impl Server {
             return piece.len();
         }
         self.line.extend_from_slice(piece);
+        // A client that begins to speak TLS may never send a line end.
+        let is_foreign = !self.has_spoken
+            && self.line.first().is_some_and(|b| !b.is_ascii_alphabetic() && !b"\r\n".contains(b));
+        if is_foreign {
+            let line = std::mem::take(&mut self.line);
+            self.hang_up(&line);
+            return piece.len();
+        }
         if self.line.len() > self.config.line_length_limit + 2 {
             self.line.clear();
             self.input = Input::Rest;
@@ -123,7 +151,7 @@ impl Server {
             match line.strip_suffix(b"\r\n") {
                 Some(line) => self.command(line, backend),
                 None => {
-                    let text = "lines end in CR LF, this one in LF alone";
+                    let text = "bare LF received; CRLF required";
                     self.say(&Answer::new(500, "5.5.2", text));
                     self.closing = true;
                 }
@@ -133,13 +161,53 @@ impl Server {
     }
 
     fn command<B: Backend>(&mut self, line: &[u8], backend: &mut B) {
+        match speech(line, &self.config.forbidden) {
+            Speech::Smtp => self.has_spoken |= !line.is_empty(),
+            // A browser can be made to send anything behind such a line.
+            Speech::Unknown if !self.has_spoken => return self.hang_up(line),
+            Speech::Forbidden => return self.hang_up(line),
+            Speech::Unknown => {}
+        }
         match Command::parse(line) {
             Ok(command) => self.obey(command, backend),
             Err(answer) => self.fail(&answer),
         }
     }
 
+    /// Ends a session that is not SMTP.
+    fn hang_up(&mut self, line: &[u8]) {
+        let shown = &line[..line.len().min(100)];
+        self.foreign = Some(String::from_utf8_lossy(shown).trim_end().to_owned());
+        self.say(&Answer::new(221, "2.7.0", "Error: not an SMTP command; closing connection"));
+        self.closing = true;
+    }
+
+    /// Counts a command that brings no message nearer. True: the session is over.
+    fn is_too_much(&mut self) -> bool {
+        self.junk += 1;
+        if self.junk > self.config.junk_limit {
+            self.errors += 1;
+        }
+        let over = self.errors >= self.config.error_limit;
+        if over {
+            self.close("4.7.0", "too many errors");
+        }
+        over
+    }
+
     fn obey<B: Backend>(&mut self, command: Command, backend: &mut B) {
+        let is_junk = matches!(
+            command,
+            Command::Helo(_)
+                | Command::Ehlo(_)
+                | Command::Rset
+                | Command::Noop
+                | Command::Vrfy
+                | Command::Help
+        );
+        if is_junk && self.is_too_much() {
+            return;
+        }
         match command {
             Command::Helo(name) => {
                 self.hello(name, false);
@@ -193,7 +261,7 @@ impl Server {
             return self.fail(&Answer::new(503, "5.5.1", "say EHLO or HELO first"));
         }
         if self.has_sender {
-            return self.fail(&Answer::new(503, "5.5.1", "MAIL was said already"));
+            return self.fail(&Answer::new(503, "5.5.1", "sender already specified"));
         }
         if self.exceeds(with.size) {
             return self.fail(&self.too_big());
@@ -317,6 +385,7 @@ impl Server {
         }
         let body = std::mem::take(&mut self.body);
         let answer = backend.message(&self.envelope, body);
+        self.junk = 0;
         self.reset();
         self.say(&answer);
     }
@@ -402,6 +471,8 @@ mod tests {
             line_length_limit: 80,
             recipient_limit: 3,
             error_limit: 5,
+            junk_limit: 100,
+            forbidden: vec!["GET".to_owned(), "POST".to_owned()],
         });
         server.wrote(server.output().len());
         server
@@ -503,7 +574,7 @@ mod tests {
     #[test]
     fn m4_a_bare_line_feed_ends_the_session() {
         let (output, inbox, closing) = talk(b"EHLO c\nMAIL FROM:<a@x>\r\n");
-        assert_eq!(output, "500 5.5.2 lines end in CR LF, this one in LF alone\r\n");
+        assert_eq!(output, "500 5.5.2 bare LF received; CRLF required\r\n");
         assert!(inbox.is_empty() && closing);
     }
 
@@ -521,5 +592,30 @@ mod tests {
     fn mail_needs_a_hello() {
         let (output, _, _) = talk(b"MAIL FROM:<a@x>\r\n");
         assert_eq!(output, "503 5.5.1 say EHLO or HELO first\r\n");
+    }
+
+    #[test]
+    fn only_junk_is_not_a_conversation() {
+        let (output, _, closing) = talk("HELO c\r\nNOOP\r\n".repeat(80).as_bytes());
+        assert!(closing && output.ends_with("421 4.7.0 h.example too many errors\r\n"), "{output}");
+    }
+
+    /// A web page could make a browser on this host hand in mail.
+    #[test]
+    fn what_is_not_smtp_ends_the_session() {
+        for (text, foreign) in [
+            ("GET / HTTP/1.0\r\nEHLO c\r\n", Some("GET / HTTP/1.0")),
+            ("SPOON\r\nEHLO c\r\n", Some("SPOON")),
+            ("EHLO c\r\npost x\r\n", Some("post x")),
+            ("EHLO c\r\n:x\r\n", Some(":x")),
+            ("EHLO c\r\nSPOON\r\n", None),
+            ("\r\nEHLO c\r\n", None),
+            ("STARTTLS\r\nEHLO c\r\n", None),
+        ] {
+            let (mut server, mut inbox) = (server(), Inbox::default());
+            server.input(text.as_bytes(), &mut inbox);
+            assert_eq!(server.foreign(), foreign, "{text}");
+            assert_eq!(server.is_closing(), foreign.is_some(), "{text}");
+        }
     }
 }

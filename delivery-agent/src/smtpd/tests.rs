@@ -1,10 +1,12 @@
 //! smtpd's desk against a qmgr that does what the test says.
 
-use std::os::unix::net::UnixListener;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 
 use super::*;
-use crate::wire::Header;
+use crate::wire::{self, Header, OfferReply, Submission};
 
 fn host() -> Host {
     Host {
@@ -23,6 +25,8 @@ fn config() -> Config {
         line_length_limit: 2048,
         recipient_limit: 100,
         error_limit: 20,
+        junk_limit: 100,
+        forbidden: vec!["GET".to_owned(), "POST".to_owned()],
     }
 }
 
@@ -100,6 +104,101 @@ fn without_qmgr_the_client_is_told_to_come_back() {
     });
 }
 
+/// A client, and this side of its connection.
+fn pair() -> (UnixStream, UnixStream) {
+    let (client, end) = UnixStream::pair().unwrap();
+    end.set_nonblocking(true).unwrap();
+    (client, end)
+}
+
+/// What a conversation with a desk without qmgr comes to.
+fn ending(end: UnixStream, terms: Terms<'_>) -> Ending {
+    let mut qmgr = Qmgr::new(PathBuf::from("/nonexistent"), Duration::from_secs(1));
+    let host = host();
+    let mut desk = Desk { source: Source::User(1), host: &host, qmgr: &mut qmgr };
+    converse(end, Server::new(config()), &mut desk, terms)
+}
+
+/// A client that read nothing blocked its smtpd until the watchdog ended it.
+#[test]
+fn a_client_that_does_not_read_its_answers_is_closed() {
+    let (mut client, end) = pair();
+    thread::scope(|scope| {
+        let server = scope.spawn(|| ending(end, Duration::from_millis(300).into()));
+        // More answers than fit between them.
+        while client.write_all(&b"EHLO c\r\n".repeat(100)).is_ok() {}
+        assert!(matches!(server.join().unwrap(), Ending::TimedOut | Ending::Closed));
+    });
+}
+
+/// sendmail says QUIT and goes; the answer then found nobody, and "lost connection" was logged.
+#[test]
+fn a_client_that_goes_without_waiting_for_the_answer_to_quit_is_not_lost() {
+    let (mut client, end) = pair();
+    client.write_all(b"EHLO c\r\n").unwrap();
+    let ending = thread::scope(|scope| {
+        let server = scope.spawn(|| ending(end, Duration::from_secs(10).into()));
+        let mut bytes = [0; 1000];
+        let mut said = String::new();
+        while !said.contains("CHUNKING") {
+            let count = client.read(&mut bytes).unwrap();
+            said += &String::from_utf8_lossy(&bytes[..count]);
+        }
+        client.write_all(b"QUIT\r\n").unwrap();
+        drop(client);
+        server.join().unwrap()
+    });
+    assert_eq!(ending, Ending::Closed);
+}
+
+/// The header lines of an HTTP POST were bad commands, then its body spoke SMTP.
+#[test]
+fn a_request_of_http_ends_the_session_at_its_first_line() {
+    for first in ["POST / HTTP/1.1", "OPTIONS / HTTP/1.1", "\u{16}\u{3}\u{1}", "{\"json\": 1}"] {
+        let (mut client, end) = pair();
+        let text = format!("{first}\r\nHost: x\r\n\r\nEHLO c\r\nMAIL FROM:<a@b>\r\n");
+        client.write_all(text.as_bytes()).unwrap();
+        let got = ending(end, Duration::from_secs(10).into());
+        assert!(matches!(got, Ending::Foreign(_)), "{first}: {got:?}");
+        let mut said = String::new();
+        let _ = client.read_to_string(&mut said);
+        let want =
+            "220 h.example ESMTP\r\n221 2.7.0 Error: not an SMTP command; closing connection\r\n";
+        assert_eq!(said, want, "{first}");
+    }
+}
+
+/// 200 idle clients made a good one wait for 599 s: a worker that was started before learned nothing
+/// of the stress.
+#[test]
+fn an_idle_client_makes_room_when_the_master_or_another_client_needs_the_worker() {
+    for by_master in [true, false] {
+        let (mut client, end) = pair();
+        let (master, channel) = UnixStream::pair().unwrap();
+        let (other, waiting) = UnixStream::pair().unwrap();
+        let others = Others { master: channel.as_fd(), waiting: vec![waiting.as_fd()] };
+        let terms = Terms {
+            timeout: Duration::from_secs(600),
+            stress_timeout: Duration::from_millis(200),
+            others: Some(&others),
+        };
+        thread::scope(|scope| {
+            let server = scope.spawn(|| ending(end, terms));
+            let mut bytes = [0; 200];
+            assert!(client.read(&mut bytes).unwrap() > 0, "it is greeted");
+            let master = Some(master).filter(|_| !by_master);
+            if !by_master {
+                (&other).write_all(b"x").unwrap();
+            }
+            let count = client.read(&mut bytes).unwrap();
+            let said = String::from_utf8_lossy(&bytes[..count]);
+            assert_eq!(said, "421 4.3.2 h.example closing an idle connection, try again later\r\n");
+            assert_eq!(server.join().unwrap(), Ending::MadeRoom);
+            drop(master);
+        });
+    }
+}
+
 #[test]
 fn m4_a_whole_conversation() {
     let offers = with_qmgr(vec![Some(queued("X1"))], |qmgr| {
@@ -113,7 +212,7 @@ fn m4_a_whole_conversation() {
             host: &host,
             qmgr,
         };
-        let (mut client, end) = UnixStream::pair().unwrap();
+        let (mut client, end) = pair();
         let text = "EHLO c.example\r\nMAIL FROM:<s@x>\r\nRCPT TO:<root>\r\nDATA\r\n\
                     Subject: hi\r\n\r\n..\r\n.\r\nQUIT\r\n";
         client.write_all(text.as_bytes()).unwrap();
@@ -139,7 +238,7 @@ fn m4_a_client_that_drips_or_sleeps_is_timed_out() {
     let mut qmgr = Qmgr::new(PathBuf::from("/nonexistent"), Duration::from_secs(1));
     let host = host();
     let mut desk = Desk { source: Source::User(1), host: &host, qmgr: &mut qmgr };
-    let (mut client, end) = UnixStream::pair().unwrap();
+    let (mut client, end) = pair();
     let short = Duration::from_millis(200);
     let ending = thread::scope(|scope| {
         let server = scope.spawn(|| converse(end, Server::new(config()), &mut desk, short));

@@ -385,6 +385,8 @@ proptest! {
             line_length_limit: 500,
             recipient_limit: 100,
             error_limit: 1000,
+            junk_limit: 100,
+            forbidden: Vec::new(),
         });
         let mut inbox = Inbox::default();
         let mut client =
