@@ -17,7 +17,7 @@ use signal_hook::consts::{SIGCHLD, SIGHUP};
 use worker_proto::abi::Generation;
 use worker_proto::clock::Time;
 use worker_proto::diagnostic::Fault;
-use worker_proto::sys::{ChildStack, HIGH_FD};
+use worker_proto::sys::{HIGH_FD, Spawner};
 
 use crate::avail::{Action, Event};
 use crate::config::Config;
@@ -115,7 +115,7 @@ pub struct Master {
     /// The version of the program before and the client who asked for the upgrade.
     resumed: Option<(String, u64)>,
     generation: Generation,
-    stack: ChildStack,
+    spawner: Spawner,
     next_number: u64,
     ending: Option<i32>,
     manager: Manager,
@@ -176,7 +176,7 @@ impl Master {
             upgrading: None,
             resumed: None,
             generation: Generation(0),
-            stack: ChildStack::default(),
+            spawner: Spawner::default(),
             next_number: 0,
             ending: None,
             manager: Manager::of_environment(),

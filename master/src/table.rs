@@ -10,6 +10,7 @@ use std::time::Duration;
 use worker_proto::abi::Transport;
 use worker_proto::diagnostic::{Complaints, Diagnostic};
 use worker_proto::logical::{self, Logical};
+use worker_proto::sys::MAX_LISTEN;
 
 use crate::service::{Endpoint, Key, ServiceDef, Wakeup};
 
@@ -316,10 +317,20 @@ impl Line<'_, '_> {
 
     fn inet(&mut self, text: &str, at: Range<usize>) -> Result<(String, Vec<Endpoint>), Bad> {
         let found = inet::read(&text[at.clone()], self.context.interfaces, self.context.resolver);
-        found.map_err(|(message, help)| {
-            self.complain(at, message, help.to_owned(), false);
-            Bad
-        })
+        let problem = match found {
+            Ok((name, endpoints)) if endpoints.len() > MAX_LISTEN => {
+                let count = endpoints.len();
+                let message = format!(
+                    "service {name} has {count} addresses to listen on, the most is {MAX_LISTEN}"
+                );
+                (message, "name fewer in inet_interfaces, or write lines with host:port for parts")
+            }
+            Ok(found) => return Ok(found),
+            Err(problem) => problem,
+        };
+        let (message, help) = problem;
+        self.complain(at, message, help.to_owned(), false);
+        Err(Bad)
     }
 
     fn path(

@@ -83,8 +83,9 @@ fn l04_w14_children_that_the_master_has_inherited_are_reaped_and_ignored() {
     // The shell starts children and becomes the master.
     instance.started_by(&["/bin/sh", "-c", "(exit 3) & sleep 1000 & exec \"$0\" -v \"$@\""]);
     instance.start();
-    let sleeper = process::children(instance.master_pid());
-    let sleeper = sleeper.iter().find(|p| p.name == "sleep").expect("the shell has started it");
+    let sleeper = wait::until("the shell's child to be sleep", wait::LONG, || {
+        process::children(instance.master_pid()).into_iter().find(|p| p.name == "sleep")
+    });
     sleeper.signal(Signal::SIGTERM);
     instance.log().wait_for(&format!("process pid {} is not ours", sleeper.pid));
     assert!(knock(&instance).report().is_ok(), "the master goes on");

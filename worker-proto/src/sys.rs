@@ -4,11 +4,12 @@
 //! or borrowed descriptors, and turns -1 into an [`io::Error`]. Where nix has a safe wrapper that one
 //! is used, here or by the caller.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_long, c_uint, c_void};
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, pipe2};
 
 use crate::abi::{FLOW_READ_FD, FLOW_WRITE_FD, GENERATION_ENV, Generation, LISTEN_FD, STATUS_FD};
+
+const _: () = assert!(MAX_LISTEN + LISTEN_FD as usize <= HIGH_FD as usize);
 
 /// Descriptors that a program keeps lie at or above this number, so that the low ones, which a
 /// child gets by number, are free when it is started.
@@ -240,46 +243,21 @@ impl LocalTime {
     }
 }
 
-/// Everything that a new process is started from, made before it is needed: between clone and exec
-/// nothing is allocated.
+/// Everything that the processes of a service are started from, made before it is needed.
 #[derive(Debug)]
-pub struct SpawnImage {
+pub struct SpawnImage(Rc<Texts>);
+
+#[derive(Debug)]
+struct Texts {
     path: CString,
-    args: Vec<Vec<u8>>,
-    env: Vec<Vec<u8>>,
+    args: Vec<CString>,
+    env: Vec<CString>,
     stress: Option<usize>,
-    argv: Vec<*const c_char>,
-    shell_argv: Vec<*const c_char>,
-    envp: Vec<*const c_char>,
 }
-
-/// The stack on which children run until they execute their program; one serves all, since the
-/// parent sleeps meanwhile.
-#[derive(Debug)]
-pub struct ChildStack(Box<[u8]>);
-
-impl Default for ChildStack {
-    fn default() -> Self {
-        Self(vec![0; STACK_SIZE].into_boxed_slice())
-    }
-}
-
-/// The process that [`SpawnImage::spawn`] started.
-#[derive(Debug)]
-pub struct Spawned {
-    /// Its id. It is to be waited for whatever became of it.
-    pub pid: Pid,
-    /// Why the program could not be executed; the process then has ended with status 1.
-    pub exec_error: Option<io::Error>,
-}
-
-/// `GENERATION=` with room for the 11 octal digits of 32 bits and a null byte.
-const GENERATION_ROOM: usize = GENERATION_ENV.len() + 1 + 11 + 1;
-const STACK_SIZE: usize = 64 * 1024;
 
 impl SpawnImage {
     /// An image of `path` with its arguments (the first is the command's name) and environment,
-    /// without GENERATION. `stress` is the index of the argument `stress=yes`, whose value is cut off
+    /// without GENERATION. `stress` is the index of the argument `stress=yes`, whose value is left out
     /// for a process that starts without stress.
     ///
     /// # Errors
@@ -291,99 +269,186 @@ impl SpawnImage {
         stress: Option<usize>,
     ) -> io::Result<Self> {
         let terminated = |texts: &[Vec<u8>]| {
-            let with_nul = |t: &Vec<u8>| CString::new(t.clone()).map(CString::into_bytes_with_nul);
-            texts.iter().map(with_nul).collect::<Result<Vec<_>, _>>()
+            texts.iter().map(|t| CString::new(t.clone())).collect::<Result<Vec<_>, _>>()
         };
-        let mut env = terminated(env)?;
-        env.push(vec![0; GENERATION_ROOM]);
-        let args = terminated(args)?;
-        Ok(Self {
-            path: CString::new(path)?,
-            argv: Vec::with_capacity(args.len() + 1),
-            shell_argv: Vec::with_capacity(args.len() + 2),
-            envp: Vec::with_capacity(env.len() + 1),
-            args,
-            env,
-            stress,
-        })
+        let path = CString::new(path)?;
+        Ok(Self(Rc::new(Texts { path, args: terminated(args)?, env: terminated(env)?, stress })))
     }
+}
 
+/// The listen sockets of one worker, at most [`MAX_LISTEN`]: their places never reach the descriptors
+/// that the caller keeps.
+#[derive(Debug)]
+pub struct ListenFds<'a>(Vec<BorrowedFd<'a>>);
+
+impl<'a> ListenFds<'a> {
+    /// Takes the sockets in the order in which the worker gets them.
+    ///
+    /// # Errors
+    /// There are more than a worker can have.
+    pub fn new(fds: impl IntoIterator<Item = BorrowedFd<'a>>) -> io::Result<Self> {
+        let fds: Vec<_> = fds.into_iter().collect();
+        if fds.len() > MAX_LISTEN {
+            let text = format!("{} listen sockets, a worker can have {MAX_LISTEN}", fds.len());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        Ok(Self(fds))
+    }
+}
+
+/// A process that was started. It may not have executed its program yet: that can take long.
+#[derive(Debug)]
+pub struct Launch {
+    /// Its id. It is to be waited for whatever becomes of it.
+    pub pid: Pid,
+    progress: Rc<Progress>,
+}
+
+impl Launch {
+    /// Why the program could not be executed; the process then has ended with status 1. To be asked
+    /// when it has ended.
+    #[must_use]
+    pub fn exec_error(&self) -> Option<io::Error> {
+        match self.progress.error.load(Ordering::Acquire) {
+            0 => None,
+            code => Some(io::Error::from_raw_os_error(code)),
+        }
+    }
+}
+
+/// What the kernel and the child tell about a start.
+#[derive(Debug)]
+struct Progress {
+    /// A futex. The kernel sets it to [`EXECUTED`] when the child uses this memory no more.
+    stage: AtomicI32,
+    /// The errno value of execve(2); 0 is none.
+    error: AtomicI32,
+}
+
+/// The child shares the descriptor table with its parent, which waits.
+const SHARING: i32 = 1;
+/// The child has its own table, and executes its program while the parent goes on.
+const APART: i32 = 2;
+/// The child has executed its program or has ended: it uses this memory no more.
+const EXECUTED: i32 = 0;
+
+/// Starts processes, and keeps what they use until they have executed their programs.
+#[derive(Debug, Default)]
+pub struct Spawner {
+    stacks: Vec<Stack>,
+    under_way: Vec<UnderWay>,
+}
+
+/// What a child uses of this process's memory.
+#[derive(Debug)]
+struct UnderWay {
+    stack: Stack,
+    order: Box<Order>,
+}
+
+/// The stack on which a child runs until it executes its program. A child makes nothing but system
+/// calls on it.
+#[derive(Debug)]
+struct Stack(Box<[u8]>);
+
+const STACK_SIZE: usize = 32 * 1024;
+
+impl Spawner {
     /// Starts a process: the status socket is its descriptor 5, the listen sockets 6 and up, the flow
     /// pipe 3 and 4; nothing else above 2 is open in it. Its signals have their defaults, but SIGPIPE
     /// as the caller has it, and none is blocked. `files` is its limit of open files (soft, hard).
     ///
-    /// The caller has one thread, and nothing of its own open from 5 up to [`HIGH_FD`].
+    /// The caller has one thread. Should something be open at a number that the child is to get, that
+    /// is an error.
     ///
-    /// The child shares the caller's memory and descriptor table until it executes the program
-    /// (CLONE_VM, CLONE_VFORK, CLONE_FILES): the kernel then copies the few descriptors below the
+    /// The child shares the caller's memory until it executes the program (CLONE_VM), and for a
+    /// moment the descriptor table (CLONE_FILES): the kernel copies the few descriptors below the
     /// first unused one and not the thousands above it (CLOSE_RANGE_UNSHARE), so that the cost does
-    /// not grow with what the caller has open.
+    /// not grow with what the caller has open. The caller waits for that moment alone: the exec, which
+    /// a hung file system or a scanner can hold, goes on beside it. That is why this is not vfork(2).
     ///
     /// # Errors
     /// No process or descriptor is to be had.
     pub fn spawn(
         &mut self,
-        stack: &mut ChildStack,
+        image: &SpawnImage,
         generation: Generation,
         stress: bool,
         status: BorrowedFd<'_>,
-        listen: &[BorrowedFd<'_>],
+        listen: &ListenFds<'_>,
         files: (u64, u64),
-    ) -> io::Result<Spawned> {
-        self.patch(generation, stress);
+    ) -> io::Result<Launch> {
+        self.sweep();
         let slots = Slots::fill(status, listen)?;
-        let order = Order {
-            path: self.path.as_ptr(),
-            argv: self.argv.as_ptr(),
-            shell_argv: self.shell_argv.as_ptr(),
-            envp: self.envp.as_ptr(),
-            first_unused: slots.end.unsigned_abs(),
-            files: libc::rlimit { rlim_cur: files.0, rlim_max: files.1 },
-            error: AtomicI32::new(0),
-        };
+        let order = Order::new(Rc::clone(&image.0), generation, stress, slots.end, files)?;
+        let progress = Rc::clone(&order.progress);
+        let mut stack = self.stacks.pop().unwrap_or_else(Stack::new);
+        let top = stack.top();
+        let mut flags =
+            libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_CHILD_CLEARTID | libc::SIGCHLD;
+        if !EXEC_IS_RAW {
+            flags |= libc::CLONE_VFORK;
+        }
         let mut old = SigSet::empty();
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut old))?;
-        // SAFETY: one byte past the end of the buffer is a valid address for the start of a stack
-        // that grows down; its size is a multiple of 16.
-        let top = unsafe { stack.0.as_mut_ptr().add(STACK_SIZE) };
-        let top = top.map_addr(|a| a & !15);
-        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES | libc::SIGCHLD;
-        // SAFETY: with CLONE_VFORK this thread sleeps until the child has executed a program or
-        // ended, so `order`, the image and the stack outlive its use of them; `child` makes only
-        // system calls.
+        let argument = (&raw const *order).cast_mut().cast::<c_void>();
+        let none = ptr::null_mut::<c_void>();
+        // SAFETY: the order, with all it points to, and the stack are kept in `under_way` until the
+        // kernel has cleared `stage`, which is after the child's last use of this memory. The child
+        // changes nothing but its stack and the atomic values; see `child` for errno.
         let pid = unsafe {
-            libc::clone(child, top.cast(), flags, (&raw const order).cast_mut().cast::<c_void>())
+            libc::clone(child, top, flags, argument, none, none, progress.stage.as_ptr())
         };
-        let result = check(pid);
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&old), None)?;
+        let started = check(pid);
+        if started.is_ok() {
+            while progress.stage.load(Ordering::Acquire) == SHARING {
+                futex(&progress.stage, libc::FUTEX_WAIT, SHARING);
+            }
+            self.under_way.push(UnderWay { stack, order });
+        } else {
+            self.stacks.push(stack);
+        }
+        // The child's copies are its own by now.
         drop(slots);
-        let exec_error = match order.error.load(Ordering::Relaxed) {
-            0 => None,
-            code => Some(io::Error::from_raw_os_error(code)),
-        };
-        result.map(|pid| Spawned { pid: Pid::from_raw(pid), exec_error })
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&old), None)?;
+        Ok(Launch { pid: Pid::from_raw(started?), progress })
     }
 
-    /// Writes what differs from process to process into the prepared texts.
-    fn patch(&mut self, generation: Generation, stress: bool) {
-        let text = format!("{GENERATION_ENV}={generation}\0");
-        if let Some(room) = self.env.last_mut() {
-            room[..text.len()].copy_from_slice(text.as_bytes());
+    /// Frees what children use no more.
+    fn sweep(&mut self) {
+        for done in self.under_way.extract_if(.., |u| u.is_done()) {
+            // Many at once are an exception.
+            if self.stacks.len() < 4 {
+                self.stacks.push(done.stack);
+            }
         }
-        if let Some(byte) = self.stress.and_then(|i| self.args[i].get_mut("stress=".len())) {
-            *byte = if stress { b'y' } else { 0 };
-        }
-        let pointer = |text: &Vec<u8>| text.as_ptr().cast::<c_char>();
-        self.argv.clear();
-        self.argv.extend(self.args.iter().map(pointer));
-        self.argv.push(ptr::null());
-        self.envp.clear();
-        self.envp.extend(self.env.iter().map(pointer));
-        self.envp.push(ptr::null());
-        self.shell_argv.clear();
-        self.shell_argv.extend([SHELL.as_ptr(), self.path.as_ptr()]);
-        self.shell_argv.extend(self.args.iter().skip(1).map(pointer));
-        self.shell_argv.push(ptr::null());
+    }
+}
+
+impl Drop for Spawner {
+    fn drop(&mut self) {
+        self.sweep();
+        // A child whose exec is slow goes on to use what was made for it.
+        self.under_way.drain(..).for_each(mem::forget);
+    }
+}
+
+impl UnderWay {
+    fn is_done(&self) -> bool {
+        self.order.progress.stage.load(Ordering::Acquire) == EXECUTED
+    }
+}
+
+impl Stack {
+    fn new() -> Self {
+        Self(vec![0; STACK_SIZE].into_boxed_slice())
+    }
+
+    /// Where a stack that grows down begins, with the alignment that the C library asks for.
+    fn top(&mut self) -> *mut c_void {
+        // SAFETY: one byte past the end of the buffer is a valid address to make.
+        let end = unsafe { self.0.as_mut_ptr().add(STACK_SIZE) };
+        end.map_addr(|a| a & !15).cast()
     }
 }
 
@@ -396,14 +461,19 @@ struct Slots {
 }
 
 impl Slots {
-    fn fill(status: BorrowedFd<'_>, listen: &[BorrowedFd<'_>]) -> io::Result<Self> {
+    fn fill(status: BorrowedFd<'_>, listen: &ListenFds<'_>) -> io::Result<Self> {
         let mut slots = Self { end: STATUS_FD };
-        for fd in std::iter::once(&status).chain(listen) {
-            debug_assert!(is_closed(slots.end), "descriptor {} is in the way", slots.end);
-            place(fd.as_raw_fd(), slots.end)?;
+        for fd in std::iter::once(&status).chain(&listen.0) {
+            // The lowest free number from this one on: it replaces nothing.
+            let placed = fcntl(fd, FcntlArg::F_DUPFD(slots.end))?;
+            if placed != slots.end {
+                // SAFETY: fcntl has just made it and nothing else knows it.
+                unsafe { libc::close(placed) };
+                let text = format!("descriptor {} is in use, and is for workers", slots.end);
+                return Err(io::Error::other(text));
+            }
             slots.end += 1;
         }
-        debug_assert!(slots.end <= HIGH_FD && slots.end >= LISTEN_FD, "bounded by MAX_LISTEN");
         Ok(slots)
     }
 }
@@ -417,21 +487,61 @@ impl Drop for Slots {
     }
 }
 
-/// What the child is to do; it lives on the sleeping parent's stack.
+/// What the child is to do. It is read by the child while the parent goes on, so that nobody changes
+/// it, and a child's own texts are its own.
+#[derive(Debug)]
 struct Order {
-    path: *const c_char,
-    argv: *const *const c_char,
-    shell_argv: *const *const c_char,
-    envp: *const *const c_char,
+    texts: Rc<Texts>,
+    _generation: CString,
+    argv: Vec<*const c_char>,
+    shell_argv: Vec<*const c_char>,
+    envp: Vec<*const c_char>,
     first_unused: c_uint,
     files: libc::rlimit,
-    error: AtomicI32,
+    progress: Rc<Progress>,
 }
 
-/// The child between clone and exec: system calls alone, no memory of its own but the stack.
+impl Order {
+    fn new(
+        texts: Rc<Texts>,
+        generation: Generation,
+        stress: bool,
+        end: RawFd,
+        files: (u64, u64),
+    ) -> io::Result<Box<Self>> {
+        let stress_word = if stress { c"stress=yes" } else { c"stress=" };
+        let word = |(at, text): (usize, &CString)| {
+            if texts.stress == Some(at) { stress_word.as_ptr() } else { text.as_ptr() }
+        };
+        let mut argv: Vec<_> = texts.args.iter().enumerate().map(word).collect();
+        let mut shell_argv = vec![SHELL.as_ptr(), texts.path.as_ptr()];
+        shell_argv.extend(argv.iter().skip(1));
+        argv.push(ptr::null());
+        shell_argv.push(ptr::null());
+        let generation = CString::new(format!("{GENERATION_ENV}={generation}"))?;
+        let mut envp: Vec<_> = texts.env.iter().map(|text| text.as_ptr()).collect();
+        envp.extend([generation.as_ptr(), ptr::null()]);
+        let (stage, error) = (AtomicI32::new(SHARING), AtomicI32::new(0));
+        Ok(Box::new(Self {
+            argv,
+            shell_argv,
+            envp,
+            texts,
+            _generation: generation,
+            first_unused: end.unsigned_abs(),
+            files: libc::rlimit { rlim_cur: files.0, rlim_max: files.1 },
+            progress: Rc::new(Progress { stage, error }),
+        }))
+    }
+}
+
+/// The child between clone and exec: system calls alone, no memory of its own but the stack. It shares
+/// errno with its parent, so that what could set errno comes while the parent waits; after that there
+/// is only [`execute`], which does not.
 extern "C" fn child(order: *mut c_void) -> c_int {
-    // SAFETY: spawn passes a pointer to its Order and sleeps while this runs.
+    // SAFETY: spawn passes a pointer to its Order and keeps that while this runs.
     let order = unsafe { &*order.cast::<Order>() };
+    let progress = &order.progress;
     // SAFETY: takes numbers only. The table becomes the child's own, without what lies above.
     let closed = unsafe {
         let last = c_uint::MAX;
@@ -439,7 +549,7 @@ extern "C" fn child(order: *mut c_void) -> c_int {
     };
     if closed == -1 {
         // Going on would close and open descriptors in the parent's table.
-        order.error.store(Errno::last_raw(), Ordering::Relaxed);
+        progress.error.store(Errno::last_raw(), Ordering::Release);
         return 1;
     }
     // The kernel's own form of sigaction(2): the C library keeps two signals from its callers, and a
@@ -460,27 +570,74 @@ extern "C" fn child(order: *mut c_void) -> c_int {
     let none: libc::sigset_t = unsafe { mem::zeroed() };
     // SAFETY: the pointer is to a live set; the old one is not asked for.
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()) };
-    // SAFETY: the texts end with null bytes and the arrays with null pointers (see `patch`).
-    unsafe { libc::execve(order.path, order.argv, order.envp) };
-    let error = Errno::last_raw();
+    progress.stage.store(APART, Ordering::Release);
+    // Its errors are none: at most one waits, and it looks at the value.
+    futex(&progress.stage, libc::FUTEX_WAKE, 1);
+    let mut error = execute(&order.texts.path, &order.argv, &order.envp);
     if error == libc::ENOEXEC {
-        // SAFETY: as above.
-        unsafe { libc::execve(SHELL.as_ptr(), order.shell_argv, order.envp) };
+        error = execute(SHELL, &order.shell_argv, &order.envp);
     }
-    order.error.store(error, Ordering::Relaxed);
-    // Returning makes the C library call _exit(2): no handler of the parent runs.
+    progress.error.store(error, Ordering::Release);
+    // Returning makes the C library call exit(2) for this task: no handler of the parent runs.
     1
+}
+
+/// Waits while a futex has a value, or wakes who does. The parent may come back early; it looks again.
+fn futex(word: &AtomicI32, operation: c_int, value: c_int) {
+    // SAFETY: the word is live; there is no timeout. Not private: the kernel's own wake-up is not.
+    unsafe {
+        let forever = ptr::null::<libc::timespec>();
+        libc::syscall(libc::SYS_futex, word.as_ptr(), operation, value, forever)
+    };
+}
+
+/// Whether [`execute`] leaves errno alone. Where it does not the parent sleeps meanwhile.
+const EXEC_IS_RAW: bool = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
+
+/// execve(2) without the C library; comes back with the error alone. Both arrays end with null
+/// pointers, and the texts with null bytes.
+fn execute(path: &CStr, argv: &[*const c_char], envp: &[*const c_char]) -> c_int {
+    let (path, argv, envp) = (path.as_ptr(), argv.as_ptr(), envp.as_ptr());
+    let result: c_long;
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the kernel's calling convention; the texts and arrays are live and terminated.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            inlateout("rax") libc::SYS_execve => result,
+            in("rdi") path,
+            in("rsi") argv,
+            in("rdx") envp,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: the kernel's calling convention; the texts and arrays are live and terminated.
+    unsafe {
+        std::arch::asm!(
+            "svc 0",
+            in("x8") libc::SYS_execve,
+            inlateout("x0") path => result,
+            in("x1") argv,
+            in("x2") envp,
+            options(nostack),
+        );
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        // SAFETY: the texts and arrays are live and terminated.
+        unsafe { libc::execve(path, argv, envp) };
+        result = -c_long::from(Errno::last_raw());
+    }
+    c_int::try_from(-result).unwrap_or(libc::EINVAL)
 }
 
 /// Puts a copy of an open file at a number, inherited by children.
 fn place(from: RawFd, number: RawFd) -> io::Result<()> {
     // SAFETY: dup2 takes numbers; the callers own what they replace.
     check(unsafe { libc::dup2(from, number) }).map(drop)
-}
-
-fn is_closed(number: RawFd) -> bool {
-    // SAFETY: F_GETFD takes any number and touches no memory.
-    unsafe { libc::fcntl(number, libc::F_GETFD) == -1 }
 }
 
 /// Gives up a descriptor's ownership and tells its number, for a library that takes numbers.
@@ -493,7 +650,7 @@ fn check(result: c_int) -> io::Result<c_int> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-fn check_long(result: libc::c_long) -> io::Result<()> {
+fn check_long(result: c_long) -> io::Result<()> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -504,6 +661,7 @@ fn check_handler(result: libc::sighandler_t) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
 
     #[test]
     fn errors_have_the_words_of_the_c_library() {
@@ -526,6 +684,23 @@ mod tests {
         };
         assert_eq!(t.stamp(), "Nov  5 09:07:03");
         assert_eq!(t.date_header(), "Thu, 5 Nov 2026 09:07:03 -0330");
+    }
+
+    /// With 600 addresses the places of a worker's sockets reached the master's own descriptors.
+    #[test]
+    fn nothing_that_is_open_is_replaced_by_what_a_worker_gets() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let listen = |count| ListenFds::new(std::iter::repeat_n(null.as_fd(), count));
+        assert!(listen(MAX_LISTEN).is_ok());
+        let error = listen(MAX_LISTEN + 1).unwrap_err();
+        assert_eq!(errno_text(&error), "501 listen sockets, a worker can have 500");
+        // Whatever lies at 5 by now: it is open.
+        let held = fcntl(&null, FcntlArg::F_DUPFD_CLOEXEC(STATUS_FD)).unwrap();
+        let before = std::fs::read_link("/proc/self/fd/5").unwrap();
+        let error = Slots::fill(null.as_fd(), &listen(3).unwrap()).err().unwrap();
+        assert_eq!(errno_text(&error), "descriptor 5 is in use, and is for workers");
+        assert_eq!(std::fs::read_link("/proc/self/fd/5").unwrap(), before);
+        drop(adopt(held));
     }
 
     #[test]

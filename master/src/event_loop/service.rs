@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use mio::Token;
 use worker_proto::abi::Generation;
 use worker_proto::clock::Time;
 use worker_proto::diagnostic::Fault;
-use worker_proto::sys::{ChildStack, SpawnImage, Spawned};
+use worker_proto::sys::{Launch, ListenFds, SpawnImage, Spawner};
 
 use super::Birth;
 use crate::avail::{Pool, WorkerId};
@@ -38,7 +38,7 @@ pub(super) struct Service {
     pub(super) workers: HashMap<WorkerId, Live>,
     pub(super) unbound: Option<Unbound>,
     /// Made with the first worker; most services of a large table never have one.
-    image: Option<Box<SpawnImage>>,
+    image: Option<SpawnImage>,
 }
 
 /// A worker's process.
@@ -47,6 +47,8 @@ pub(super) struct Live {
     pub(super) generation: Generation,
     pub(super) channel: Channel,
     pub(super) token: Option<Token>,
+    /// How it was started; None for one that another program has handed over.
+    pub(super) launch: Option<Launch>,
 }
 
 /// Why a service has no sockets, or not those it should have.
@@ -108,20 +110,20 @@ impl Service {
         &mut self,
         birth: &Birth,
         config: &Config,
-        stack: &mut ChildStack,
+        spawner: &mut Spawner,
         generation: Generation,
         stress: bool,
-    ) -> io::Result<(Live, Spawned)> {
+    ) -> io::Result<Live> {
         let (channel, status) = Channel::pair()?;
-        let listen: Vec<BorrowedFd<'_>> = self.listeners.iter().map(AsFd::as_fd).collect();
+        let listen = ListenFds::new(self.listeners.iter().map(AsFd::as_fd))?;
         let image = match &mut self.image {
             Some(image) => image,
-            empty => empty.insert(Box::new(image(&self.configured, birth, config)?)),
+            empty => empty.insert(image(&self.configured, birth, config)?),
         };
-        let spawned =
-            image.spawn(stack, generation, stress, status.as_fd(), &listen, birth.files)?;
-        let pid = spawned.pid.as_raw();
-        Ok((Live { pid, generation, channel, token: None }, spawned))
+        let launch =
+            spawner.spawn(image, generation, stress, status.as_fd(), &listen, birth.files)?;
+        let pid = launch.pid.as_raw();
+        Ok(Live { pid, generation, channel, token: None, launch: Some(launch) })
     }
 }
 

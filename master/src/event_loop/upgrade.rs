@@ -309,7 +309,7 @@ fn restore_service(saved: SavedService) -> io::Result<Service> {
     }
     for SavedWorker { id, pid, generation, channel } in workers {
         let channel = Channel::adopt(sys::take_fd(channel)?);
-        service.workers.insert(id, Live { pid, generation, channel, token: None });
+        service.workers.insert(id, Live { pid, generation, channel, token: None, launch: None });
     }
     service.unbound =
         unbound.map(|SavedUnbound { reason, pause, next }| Unbound { reason, pause, next });

@@ -62,18 +62,14 @@ impl Master {
         let started = service.start_worker(
             &self.birth,
             &self.config,
-            &mut self.stack,
+            &mut self.spawner,
             self.generation,
             stress,
         );
-        let (mut live, spawned) = match started {
-            Ok(started) => started,
+        let mut live = match started {
+            Ok(live) => live,
             Err(e) => return self.queue.push(id, Event::StartFailed(worker, errno_text(&e))),
         };
-        if let Some(e) = spawned.exec_error {
-            let path = service.configured.rules.path.clone();
-            Notice::ExecFailed { path, reason: errno_text(&e) }.log();
-        }
         let source = Source::Status(id, worker);
         live.token = self.sources.add(live.channel.as_fd(), Interest::READABLE, source).ok();
         let pid = live.pid;
@@ -170,9 +166,16 @@ impl Master {
             };
             // What it wrote before it ended counts.
             self.read_status(id, worker);
-            let live = self.services.get_mut(&id).and_then(|s| s.workers.remove(&worker));
-            if let Some(Live { channel, token: Some(token), .. }) = live {
-                self.sources.remove(channel.as_fd(), token);
+            if let Some(service) = self.services.get_mut(&id)
+                && let Some(live) = service.workers.remove(&worker)
+            {
+                if let Some(token) = live.token {
+                    self.sources.remove(live.channel.as_fd(), token);
+                }
+                if let Some(e) = live.launch.and_then(|launch| launch.exec_error()) {
+                    let path = service.configured.rules.path.clone();
+                    Notice::ExecFailed { path, reason: errno_text(&e) }.log();
+                }
             }
             self.queue.push(id, Event::Ended(worker, exit));
             if exit != Exit::Status(0) {

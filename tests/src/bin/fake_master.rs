@@ -19,7 +19,7 @@ use nix::sys::socket::{
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use worker_proto::abi::Generation;
 use worker_proto::status::{Availability, StatusRecord};
-use worker_proto::sys::{self, ChildStack, SpawnImage};
+use worker_proto::sys::{self, ListenFds, SpawnImage, Spawner};
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().collect();
@@ -38,17 +38,11 @@ fn main() -> ExitCode {
         .filter(|(name, _)| name == "MAIL_CONFIG" || name == "TRACE")
         .map(|(name, value)| format!("{name}={value}").into_bytes())
         .collect();
-    let mut image =
+    let image =
         SpawnImage::new(program.as_bytes(), &argv, &environment, None).expect("no null bytes");
-    let spawned = image
-        .spawn(
-            &mut ChildStack::default(),
-            Generation(8),
-            false,
-            theirs.as_fd(),
-            &[listen.as_fd()],
-            (1024, 4096),
-        )
+    let sockets = ListenFds::new([listen.as_fd()]).expect("it is one");
+    let spawned = Spawner::default()
+        .spawn(&image, Generation(8), false, theirs.as_fd(), &sockets, (1024, 4096))
         .expect("a process can be started");
     drop(theirs);
     say(&format!("pid {}", spawned.pid));
