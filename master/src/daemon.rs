@@ -175,7 +175,7 @@ fn run(options: &Options, name: &str, words: &[OsString]) -> Result<ExitCode, Re
 fn start_log(config: &Config, name: &str, verbose: bool) {
     resume::start_log(config, name, verbose);
     // A container gathers both outputs in one log.
-    log::tee_stderr(Sink::choose(&config.common) != Sink::Stdout);
+    log::tee_stderr(!matches!(Sink::choose(&config.common), Sink::Stdout { .. }));
 }
 
 /// Goes on in the place of another program (W22): there is nothing to set up and nobody to tell but

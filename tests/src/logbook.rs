@@ -65,7 +65,7 @@ impl Logbook {
         let bad = ["warning: ", "error: ", "fatal: ", "panic: "];
         let text = self.text();
         let complaints = text.lines().filter(|line| {
-            // Jan 01 00:00:00 belfry/name[pid]: severity: text
+            // Jan 01 00:00:00 host belfry/name[pid]: severity: text
             let text = line.split_once("]: ").map_or(*line, |(_, text)| text);
             bad.iter().any(|word| text.starts_with(word))
         });

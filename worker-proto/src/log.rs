@@ -2,27 +2,28 @@
 //!
 //! Programs write with the macros of the `log` crate; this module is the logger behind them. A line
 //! is `belfry/smtpd[77]: warning: text`: the severity word is Postfix's (none for information),
-//! and one record is always one line. The sink is opened before a worker enters its jail and kept.
+//! and one record is always one line of bounded length. The sink is opened before a worker enters its
+//! jail and kept. Lines that would have to wait are lost and counted ([`stream`]).
 //!
 //! # Bugs
 //! A chrooted worker cannot find /dev/log again when the syslog daemon restarts; lines go to nobody
 //! until the worker ends (max_use, max_idle, reload).
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use log::{Level, LevelFilter, Record};
 
 use crate::clock;
-use crate::diagnostic::Fault;
+use crate::diagnostic::{Fault, cut};
 use crate::params::CommonParams;
 use crate::sys;
+
+mod stream;
+
+use stream::Stream;
 
 /// Target of records at severity `fatal`: the process ends because of its surroundings.
 pub const FATAL: &str = "fatal";
@@ -34,10 +35,20 @@ pub const PANIC: &str = "panic";
 pub enum Sink {
     /// Standard error, without a time stamp.
     Stderr,
-    /// Standard output, with a time stamp (a container's log).
-    Stdout,
-    /// Appended to a file, with a time stamp.
-    File(PathBuf),
+    /// Standard output (a container's log), with a time stamp and the name of this host.
+    Stdout {
+        /// The name.
+        host: String,
+    },
+    /// Appended to a file, with a time stamp and the name of this host.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The permissions with which it is made.
+        permissions: u32,
+        /// The name.
+        host: String,
+    },
     /// The syslog daemon at /dev/log, at this facility.
     Syslog(Facility),
 }
@@ -46,10 +57,15 @@ impl Sink {
     /// The sink that the parameters ask for: `maillog_file`, else syslog.
     #[must_use]
     pub fn choose(common: &CommonParams) -> Self {
+        // Without its domain, as syslog has it (RFC 3164 section 4.1.2).
+        let host = common.myhostname.split('.').next().unwrap_or_default().to_owned();
         match common.maillog_file.as_str() {
             "" => Self::Syslog(Facility::named(&common.syslog_facility).unwrap_or(Facility::MAIL)),
-            "/dev/stdout" => Self::Stdout,
-            file => Self::File(PathBuf::from(file)),
+            "/dev/stdout" => Self::Stdout { host },
+            file => {
+                let permissions = common.maillog_file_permissions;
+                Self::File { path: PathBuf::from(file), permissions, host }
+            }
         }
     }
 }
@@ -89,9 +105,10 @@ pub fn init(tag: &str, verbose: bool, sink: &Sink) -> Result<(), Fault> {
     let _ = sys::LocalTime::at(clock::wall());
     let (stream, fault) = match Stream::open(sink) {
         Ok(stream) => (stream, None),
-        Err(fault) => (Stream::Stderr, Some(fault)),
+        Err(fault) => (Stream::stderr(), Some(fault)),
     };
-    let output = Output { tag: tag.to_owned(), sink: sink.clone(), stream, tee: false };
+    let tag = tag.to_owned();
+    let output = Output { tag, sink: sink.clone(), stream, tee: None, lost: 0 };
     match OUTPUT.get() {
         Some(present) => *present.lock().unwrap_or_else(PoisonError::into_inner) = output,
         None => {
@@ -112,7 +129,7 @@ pub fn reopen() -> Result<(), Fault> {
         return Ok(());
     };
     let mut output = output.lock().unwrap_or_else(PoisonError::into_inner);
-    if matches!(output.sink, Sink::File(_)) {
+    if matches!(output.sink, Sink::File { .. }) {
         output.stream = Stream::open(&output.sink)?;
     }
     Ok(())
@@ -122,16 +139,13 @@ pub fn reopen() -> Result<(), Fault> {
 #[must_use]
 pub fn descriptors() -> usize {
     let output = OUTPUT.get().map(|o| o.lock().unwrap_or_else(PoisonError::into_inner));
-    output.map_or(0, |output| match output.stream {
-        Stream::Stderr | Stream::Stdout => 0,
-        Stream::File(_) | Stream::Syslog(..) => 1,
-    })
+    output.map_or(0, |output| output.stream.descriptors())
 }
 
 /// Whether lines go to standard error as well, for a start that an operator waits for.
 pub fn tee_stderr(on: bool) {
     if let Some(output) = OUTPUT.get() {
-        output.lock().unwrap_or_else(PoisonError::into_inner).tee = on;
+        output.lock().unwrap_or_else(PoisonError::into_inner).tee = on.then(Stream::stderr);
     }
 }
 
@@ -156,6 +170,9 @@ fn install() {
         .init();
 }
 
+/// The longest text of a line. With what stands before it, it is shorter than PIPE_BUF (4096).
+const MAX_TEXT: usize = 3000;
+
 /// The first byte tells the sink the level; the rest is the text with its severity word.
 fn line(record: &Record<'_>) -> Vec<u8> {
     let (priority, word) = match (record.target(), record.level()) {
@@ -168,7 +185,7 @@ fn line(record: &Record<'_>) -> Vec<u8> {
     };
     let mut bytes = vec![priority];
     bytes.extend_from_slice(word.as_bytes());
-    for c in record.args().to_string().chars() {
+    for c in cut(record.args().to_string(), MAX_TEXT).chars() {
         let c = if c.is_control() { '?' } else { c };
         bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
     }
@@ -196,75 +213,47 @@ struct Output {
     tag: String,
     sink: Sink,
     stream: Stream,
-    tee: bool,
+    /// Standard error, for an operator who waits.
+    tee: Option<Stream>,
+    /// Lines that could not be written since the last one that could.
+    lost: u64,
 }
 
 impl Output {
-    /// A line that cannot be written is lost: there is nowhere left to complain.
     fn record(&mut self, priority: u8, text: &str) {
         let head = format!("{}[{}]: ", self.tag, process::id());
+        if let Some(tee) = self.tee.as_mut().filter(|_| !matches!(self.stream, Stream::Stderr(_))) {
+            let _ = tee.write(format!("{head}{text}\n").as_bytes());
+        }
+        let told = self.lost == 0 || self.write(4, &head, &lost(self.lost)).is_ok();
+        if told {
+            self.lost = 0;
+        }
+        // There is nowhere left to complain; those that are read again see that lines are missing.
+        if !told || self.write(priority, &head, text).is_err() {
+            self.lost += 1;
+        }
+    }
+
+    fn write(&mut self, priority: u8, head: &str, text: &str) -> io::Result<()> {
         let stamp = sys::LocalTime::at(clock::wall()).stamp();
-        if self.tee && !matches!(self.stream, Stream::Stderr) {
-            let _ = io::stderr().write_all(format!("{head}{text}\n").as_bytes());
-        }
-        let _ = match &mut self.stream {
-            Stream::Stderr => io::stderr().write_all(format!("{head}{text}\n").as_bytes()),
-            Stream::Stdout => io::stdout().write_all(format!("{stamp} {head}{text}\n").as_bytes()),
-            // One write(2) in append mode: lines of several processes do not mix.
-            Stream::File(file) => file.write_all(format!("{stamp} {head}{text}\n").as_bytes()),
-            Stream::Syslog(socket, facility) => {
+        let line = match (&self.stream, &self.sink) {
+            (Stream::Syslog(_, facility), _) => {
                 let code = facility.0 * 8 + priority;
-                let packet = format!("<{code}>{stamp} {head}{text}");
-                match socket.send(packet.as_bytes()) {
-                    Ok(_) => Ok(()),
-                    // The daemon was restarted: its socket is another one now.
-                    Err(_) => connect_syslog().and_then(|fresh| {
-                        *socket = fresh;
-                        socket.send(packet.as_bytes()).map(|_| ())
-                    }),
-                }
+                format!("<{code}>{stamp} {head}{text}")
             }
+            (Stream::Stderr(_), _) => format!("{head}{text}\n"),
+            (_, Sink::File { host, .. } | Sink::Stdout { host }) => {
+                format!("{stamp} {host} {head}{text}\n")
+            }
+            (_, Sink::Stderr | Sink::Syslog(_)) => format!("{stamp} {head}{text}\n"),
         };
+        self.stream.write(line.as_bytes())
     }
 }
 
-enum Stream {
-    Stderr,
-    Stdout,
-    File(File),
-    Syslog(UnixDatagram, Facility),
-}
-
-impl Stream {
-    fn open(sink: &Sink) -> Result<Self, Fault> {
-        match sink {
-            Sink::Stderr => Ok(Self::Stderr),
-            Sink::Stdout => Ok(Self::Stdout),
-            Sink::File(path) => open_file(path).map(Self::File),
-            Sink::Syslog(facility) => connect_syslog()
-                .map(|socket| Self::Syslog(socket, *facility))
-                .map_err(|e| Fault::io("connect /dev/log", &e)),
-        }
-    }
-}
-
-fn open_file(path: &Path) -> Result<File, Fault> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o644)
-        .open(path)
-        .and_then(|file| sys::set_high(OwnedFd::from(file)))
-        .map(File::from)
-        .map_err(|e| Fault::io(format!("open {}", path.display()), &e))
-}
-
-fn connect_syslog() -> io::Result<UnixDatagram> {
-    let socket = UnixDatagram::unbound()?;
-    socket.connect("/dev/log")?;
-    // A full syslog queue must not stop a mail system.
-    socket.set_nonblocking(true)?;
-    sys::set_high(OwnedFd::from(socket)).map(UnixDatagram::from)
+fn lost(count: u64) -> String {
+    format!("warning: {count} log lines lost: the reader of the log does not keep up")
 }
 
 #[cfg(test)]
@@ -292,13 +281,16 @@ mod tests {
         assert_eq!(text("x", Level::Error, "a"), "3error: a");
         assert_eq!(text(FATAL, Level::Error, "a"), "2fatal: a");
         assert_eq!(text(PANIC, Level::Error, "a"), "2panic: a");
+        let long = text("x", Level::Info, &"\u{1}ä".repeat(5000));
+        assert!(long.len() < 3100 && long.ends_with("..."), "{}", long.len());
     }
 
     #[test]
     fn a_file_gets_stamped_lines_and_survives_rotation() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let sink = Sink::File(path.clone());
+        let host = "mail".to_owned();
+        let sink = Sink::File { path: path.clone(), permissions: 0o600, host };
         init("belfry/test", false, &sink).unwrap();
         log::warn!("first");
         std::fs::rename(&path, dir.path().join("log.1")).unwrap();
@@ -306,7 +298,7 @@ mod tests {
         fatal("second");
         let old = std::fs::read_to_string(dir.path().join("log.1")).unwrap();
         let new = std::fs::read_to_string(&path).unwrap();
-        let tail = format!(" belfry/test[{}]: warning: first\n", process::id());
+        let tail = format!(" mail belfry/test[{}]: warning: first\n", process::id());
         assert!(old.ends_with(&tail), "{old:?}");
         assert_eq!(old.len(), "Nov 20 10:00:00".len() + tail.len());
         assert!(new.ends_with(": fatal: second\n"), "{new:?}");

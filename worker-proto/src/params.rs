@@ -45,6 +45,9 @@ pub struct Count;
 /// A path.
 #[derive(Debug)]
 pub struct Dir;
+/// Permissions of a file: `0600`, `0640` or `0644`.
+#[derive(Debug)]
+pub struct Permissions;
 /// A time; a bare number is seconds.
 #[derive(Debug)]
 pub struct Time;
@@ -116,6 +119,20 @@ impl Kind for Dir {
             return Err("a path without a null byte".to_owned());
         }
         Ok(PathBuf::from(text))
+    }
+}
+
+impl Kind for Permissions {
+    type Value = u32;
+    const NAME: &'static str = "permissions";
+
+    fn parse(text: &str) -> Result<u32, String> {
+        match text.strip_prefix('0').unwrap_or(text) {
+            "600" => Ok(0o600),
+            "640" => Ok(0o640),
+            "644" => Ok(0o644),
+            _ => Err("0600, 0640 or 0644".to_owned()),
+        }
     }
 }
 
@@ -285,6 +302,8 @@ params! {
         /// Log to this file, or to /dev/stdout; empty: to syslog. Every worker opens it for itself
         /// before it drops its privileges. Rotate it with a reload.
         maillog_file: Text = "";
+        /// The permissions of maillog_file when it is made: 0600, 0640 or 0644.
+        maillog_file_permissions: Permissions = "0600";
         /// How many clients a worker serves before it ends; 0 for no limit.
         max_use: Count = "100", "0"..="1000000000";
         /// How long a worker waits for a client before it ends; 0 for no limit.

@@ -172,6 +172,19 @@ pub fn tcp_listen_queue(fd: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     Ok((info.tcpi_unacked, info.tcpi_sacked))
 }
 
+/// Writes what can be written without waiting, whatever the flags of the open file are, which others
+/// may share (pwritev2(2), RWF_NOWAIT).
+///
+/// # Errors
+/// EAGAIN when it would have to wait; EOPNOTSUPP when the file cannot tell.
+pub fn write_without_waiting(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    let part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: the vector is one live buffer that is only read; -1 writes at the file's position.
+    let written =
+        unsafe { libc::pwritev2(fd.as_raw_fd(), &raw const part, 1, -1, libc::RWF_NOWAIT) };
+    usize::try_from(written).map_err(|_| io::Error::last_os_error())
+}
+
 /// A wall clock time in the local time zone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LocalTime {

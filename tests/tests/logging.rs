@@ -1,0 +1,73 @@
+//! The log: nobody waits for whoever reads it, and no source fills it.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
+
+use belfry_tests::process::Process;
+use belfry_tests::{Instance, wait};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::Signal;
+use nix::unistd::pipe;
+
+/// Sets whether the open file, which others share, is written to without waiting.
+fn nonblocking(file: &File, on: bool) {
+    let flags = if on { OFlag::O_NONBLOCK } else { OFlag::empty() };
+    fcntl(file, FcntlArg::F_SETFL(flags)).unwrap();
+}
+
+/// The master froze in the middle of a write, and every service with it.
+#[test]
+fn a_reader_of_standard_output_that_is_stuck_stops_nobody() {
+    let mut instance = Instance::bare();
+    instance.service("a unix - - - - - qmgr").parameter("maillog_file", "/dev/stdout").write();
+    let (read, write) = pipe().unwrap();
+    let (mut read, mut write) = (File::from(read), File::from(write));
+    nonblocking(&write, true);
+    while write.write(&[b'x'; 4096]).is_ok() {}
+    nonblocking(&write, false);
+    let mut master = instance.command("master");
+    master.arg("-s").arg("-c").arg(instance.config()).stdout(OwnedFd::from(write));
+    let mut master = master.stderr(Stdio::null()).spawn().unwrap();
+    let pid = i32::try_from(master.id()).unwrap();
+    wait::until("the master to serve", wait::LONG, || {
+        instance.belfry(&["status"]).status.success().then_some(())
+    });
+    assert!(instance.belfry(&["reload"]).status.success());
+    // Reading goes on: what is missing is said.
+    let mut bytes = [0; 1 << 16];
+    read.read_exact(&mut bytes).unwrap();
+    assert!(instance.belfry(&["reload"]).status.success());
+    nonblocking(&read, true);
+    let size = read.read(&mut bytes).unwrap();
+    let text = String::from_utf8_lossy(&bytes[..size]).into_owned();
+    let lines: Vec<_> = text.lines().collect();
+    assert!(lines[0].contains(" test belfry/master["), "{text}");
+    assert!(
+        lines[0].ends_with("warning: 3 log lines lost: the reader of the log does not keep up")
+    );
+    assert!(lines[1].contains("reload -- "), "{text}");
+    Process::read(pid).unwrap().signal(Signal::SIGTERM);
+    master.wait().unwrap();
+    instance.finish(&[]);
+}
+
+/// The parameter was ignored, and lines did not say whose they are.
+#[test]
+fn lines_in_a_file_name_the_host_and_the_file_has_its_permissions() {
+    for permissions in ["0640", "644"] {
+        let mut instance = Instance::bare();
+        instance.parameter("maillog_file_permissions", permissions);
+        instance.parameter("myhostname", "mail.example.org").start();
+        let line = instance.log().wait_for("daemon started");
+        assert!(
+            line.contains(&format!(" mail belfry/master[{}]: ", instance.master_pid())),
+            "{line}"
+        );
+        let mode = std::fs::metadata(instance.root().join("log")).unwrap().permissions().mode();
+        assert_eq!(format!("{:o}", mode & 0o7777), permissions.trim_start_matches('0'));
+        instance.finish(&["overrides the earlier entry"]);
+    }
+}
