@@ -23,7 +23,7 @@ use crate::avail::{Action, Event};
 use crate::config::Config;
 use crate::control::Control;
 use crate::lock::Lock;
-use crate::notice::Notice;
+use crate::notice::{self, Notice};
 use crate::notify::Manager;
 use crate::params::MasterParams;
 use crate::plan::Flags;
@@ -215,7 +215,8 @@ impl Master {
                 return End::Signal(signal);
             }
             alarm::set(u32::try_from(WATCHDOG.as_secs()).unwrap_or(u32::MAX));
-            let next = self.timers.next_deadline();
+            let told = notice::tell_suppressed(Time::now());
+            let next = self.timers.next_deadline().into_iter().chain(told).min();
             let mut wait = next.map_or(LONGEST_WAIT, |at| at.since(Time::now()).min(LONGEST_WAIT));
             if self.queue.has_more() {
                 wait = Duration::ZERO;

@@ -4,7 +4,12 @@
 //! DIAGNOSTICS of master(8). Where Postfix has the line, these are its words, so that what reads
 //! Postfix's log reads ours.
 
+use std::cell::RefCell;
 use std::fmt;
+
+use worker_proto::clock::Time;
+
+mod limit;
 
 /// Severity of a line: what word stands before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +52,13 @@ macro_rules! notices {
             pub const fn severity(&self) -> Severity {
                 match self {
                     $(Self::$name $({ $($field: _),+ })? => Severity::$severity,)+
+                }
+            }
+
+            /// What kind of line it is.
+            const fn kind(&self) -> &'static str {
+                match self {
+                    $(Self::$name $({ $($field: _),+ })? => stringify!($name),)+
                 }
             }
 
@@ -160,14 +172,59 @@ notices! {
     /// A change that takes effect only with a new start.
     Warning IgnoredChange { name: String = "queue_directory", old: String = "/a", new: String = "/b" }
         => "ignoring {name} parameter value change: \"{old}\" stays, \"{new}\" needs a stop and a start";
+    /// More lines of one kind about one service than are logged; the first of those that were left out
+    /// is shown.
+    Warning Suppressed { count: u64 = 12000_u64, example: String = "ignoring status update from child pid 77 generation 11" }
+        => "{count} more lines suppressed like: {example}";
     /// Something failed that the master can do without.
     Warning Trouble { text: String = "accept pid/control: Too many open files" }
         => "{text}";
 }
 
+thread_local! {
+    static LIMITER: RefCell<limit::Limiter> = RefCell::default();
+}
+
 impl Notice {
-    /// Writes the line to the log.
+    /// Writes the line to the log, unless there are too many like it.
     pub fn log(&self) {
+        match self.source() {
+            Some(source) => self.log_of(source),
+            None => self.write(),
+        }
+    }
+
+    /// The same for a line about a service that it does not name.
+    pub fn log_of(&self, source: &str) {
+        // What only `-v` shows was asked for.
+        let admit = || {
+            let now = Time::now();
+            LIMITER.with_borrow_mut(|limiter| limiter.admit(now, self.kind(), source, self))
+        };
+        if self.severity() == Severity::Debug || admit() {
+            self.write();
+        }
+    }
+
+    /// What can cause any number of lines of this kind: a service, a program.
+    fn source(&self) -> Option<&str> {
+        match self {
+            Self::ExitStatus { path: source, .. }
+            | Self::KilledBySignal { path: source, .. }
+            | Self::BadStartup { path: source }
+            | Self::NoWork { path: source }
+            | Self::ExecFailed { path: source, .. }
+            | Self::PartialStatus { name: source, .. }
+            | Self::WakeupFailed { name: source, .. } => Some(source),
+            Self::ForkFailed { .. }
+            | Self::ForeignStatus { .. }
+            | Self::UnknownStatus { .. }
+            | Self::Trouble { .. } => Some(""),
+            _ => None,
+        }
+    }
+
+    fn write(&self) {
         match self.severity() {
             Severity::Debug => log::debug!("{self}"),
             Severity::Info => log::info!("{self}"),
@@ -176,6 +233,15 @@ impl Notice {
             Severity::Fatal => worker_proto::log::fatal(&self.to_string()),
         }
     }
+}
+
+/// Logs how many lines were suppressed in the periods that are over; when to call it again.
+pub fn tell_suppressed(now: Time) -> Option<Time> {
+    let summaries = LIMITER.with_borrow_mut(|limiter| limiter.end(now));
+    for limit::Summary { count, example } in summaries {
+        Notice::Suppressed { count, example }.write();
+    }
+    LIMITER.with_borrow(limit::Limiter::next)
 }
 
 #[cfg(test)]

@@ -121,12 +121,20 @@ impl Master {
         };
         if record.pid != live.pid || record.generation != live.generation {
             let generation = record.generation.to_string();
-            return Notice::ForeignStatus { pid: record.pid, generation }.log();
+            let notice = Notice::ForeignStatus { pid: record.pid, generation };
+            return notice.log_of(self.name_of(id));
         }
         match record.availability() {
             Some(availability) => self.queue.push(id, Event::Status(worker, availability)),
-            None => Notice::UnknownStatus { pid: record.pid, state: record.state }.log(),
+            None => {
+                let notice = Notice::UnknownStatus { pid: record.pid, state: record.state };
+                notice.log_of(self.name_of(id));
+            }
         }
+    }
+
+    fn name_of(&self, id: ServiceId) -> &str {
+        self.services.get(&id).map_or("", |service| &service.configured.def.key.name)
     }
 
     pub(super) fn retire(&mut self, id: ServiceId, worker: WorkerId) {

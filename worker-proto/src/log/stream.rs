@@ -169,7 +169,8 @@ mod tests {
         assert!((1..200).contains(&written), "{written}");
         assert_eq!(stream.write(&[b'x'; 1000]).unwrap_err().kind(), ErrorKind::WouldBlock);
         let mut bytes = vec![0; 1000 * written];
-        File::from(read).read_exact(&mut bytes).unwrap();
+        let mut read = File::from(read);
+        read.read_exact(&mut bytes).unwrap();
         assert!(stream.write(b"x").is_ok());
     }
 
