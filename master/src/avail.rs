@@ -84,7 +84,7 @@ impl Pool {
     pub fn start(&mut self, now: Time, out: &mut Vec<Action>) {
         let from = out.len();
         self.settle(now, out);
-        spawns_last(&mut out[from..]);
+        put_in_order(&mut out[from..]);
     }
 
     /// Takes in an event and appends what to do, in order.
@@ -128,7 +128,7 @@ impl Pool {
             Event::Reset => self.throttle.clear(),
         }
         self.settle(now, out);
-        spawns_last(&mut out[from..]);
+        put_in_order(&mut out[from..]);
     }
 
     /// The rules in force.
@@ -271,6 +271,22 @@ impl Pool {
             }));
             self.pause(now);
         }
+        self.wake(now, worker.retired, normal, out);
+    }
+
+    /// A service with a wakeup timer does something between clients. A worker that was told to end may
+    /// have taken the last wakeup with it: its successor gets one at once. After one that was lost the
+    /// next goes on in a moment, and not a whole period later.
+    fn wake(&self, now: Time, retired: bool, normal: bool, out: &mut Vec<Action>) {
+        if self.stopping.is_some() || self.rules.compat {
+            return;
+        }
+        if !normal {
+            let ready = self.throttle.until().unwrap_or(now);
+            out.push(Action::Wake(ready + self.rules.throttle.first));
+        } else if retired {
+            out.push(Action::Wake(self.throttle.until().unwrap_or(now)));
+        }
     }
 
     fn pause(&mut self, now: Time) {
@@ -368,10 +384,20 @@ impl Pool {
     }
 }
 
-/// Starting a worker can fail on the spot, and then the pool is told so before the rest of its
-/// answer is carried out: what it says then must not be undone by older words.
-fn spawns_last(actions: &mut [Action]) {
-    actions.sort_by_key(|action| matches!(action, Action::Spawn(..)));
+/// Signals come first: a worker that finds its channel ended can tell by SIGTERM that nobody comes
+/// after it. Starting a worker can fail on the spot, and then the pool is told so before the rest of
+/// its answer is carried out: what it says then must not be undone by older words.
+fn put_in_order(actions: &mut [Action]) {
+    actions.sort_by_key(|action| match action {
+        Action::Kill(..) => 0,
+        Action::Spawn(..) => 2,
+        Action::Listen(_)
+        | Action::Retire(_)
+        | Action::Timer(_)
+        | Action::Wake(_)
+        | Action::Gone
+        | Action::Log(_) => 1,
+    });
 }
 
 #[cfg(test)]

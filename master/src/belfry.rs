@@ -214,7 +214,8 @@ fn start(request: &Request, foreground: bool) -> Outcome {
     }
 }
 
-/// How long the master has to end its workers before everything is killed.
+/// How long the master has to end its workers before everything is killed, when main.cf does not say
+/// how long they may take; and how much longer than that.
 const STOP_TIME: Duration = Duration::from_secs(10);
 
 /// A master that is to be ended, which holds the lock of its queue directory.
@@ -289,7 +290,9 @@ fn configuration_of(pid: Pid) -> Option<PathBuf> {
 fn stop(request: &Request, running: &Running) -> Outcome {
     say("stopping the Belfry mail system");
     let _ = kill(running.pid, Signal::SIGTERM);
-    if wait_for_end(&running.queue, STOP_TIME)? {
+    let kill_time = config::read(&request.directory, None, &Names::silent())
+        .map_or(Duration::ZERO, |config| config.common.stop_kill_time);
+    if wait_for_end(&running.queue, kill_time + STOP_TIME)? {
         return Ok(());
     }
     say("stopping the Belfry mail system with force");

@@ -237,7 +237,7 @@ fn rules(
         throttle: ThrottleRule { first, most },
         start_burst: u32::try_from(burst).unwrap_or(1).max(1),
         min_spare: u32::try_from(spare).unwrap_or(0),
-        kill_time: master.stop_kill_time,
+        kill_time: common.stop_kill_time,
         compat,
     };
     if errors.is_empty() { Ok(rules) } else { Err(errors) }

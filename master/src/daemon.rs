@@ -208,7 +208,7 @@ fn go_on(
 /// Serves to the end. The locks last until the master is gone.
 fn serve(mut master: Master, options: &Options) -> ExitCode {
     let end = master.run();
-    let (subreaper, patience) = (master.params().subreaper, master.params().stop_kill_time);
+    let (subreaper, patience) = (master.params().subreaper, master.stop_kill_time());
     drop(master);
     finish(end, options, subreaper, patience)
 }

@@ -191,6 +191,12 @@ impl Master {
         &self.config.master
     }
 
+    /// How long what is left may take to end (`stop_kill_time`).
+    #[must_use]
+    pub const fn stop_kill_time(&self) -> Duration {
+        self.config.common.stop_kill_time
+    }
+
     /// Tells the service manager that the master serves.
     pub fn tell_ready(&self) {
         self.manager.ready();
@@ -279,7 +285,7 @@ impl Master {
     fn take_signals(&mut self, now: Time) {
         for signal in self.signals.take() {
             match signal {
-                SIGCHLD => self.reap(now),
+                SIGCHLD => self.reap(),
                 SIGHUP if self.ending.is_none() => self.reload(now, None, Extent::All),
                 SIGHUP => {}
                 deadly => self.end(deadly),
@@ -326,6 +332,7 @@ impl Master {
                     self.timers.set(Timer::Policy(id), at);
                     self.status_changed(now);
                 }
+                Action::Wake(at) => self.wake_at(id, at),
                 Action::Gone => self.forget(id),
                 Action::Log(notice) => notice.log(),
             }

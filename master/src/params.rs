@@ -25,8 +25,6 @@ worker_proto::params! {
         strict_start: Flag = "yes";
         /// How long the workers of a removed service may take to finish their clients before SIGTERM.
         stop_grace: Time = "0s", "0s"..="1d";
-        /// How long they have after SIGTERM before SIGKILL.
-        stop_kill_time: Time = "5s", "1s"..="1h";
         /// How many workers of a service may be on their way up together when clients wait. Set it for
         /// one service with NAME_start_burst.
         start_burst: Count = "1", "1"..="1000";

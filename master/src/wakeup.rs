@@ -44,7 +44,7 @@ impl Alarm {
         due
     }
 
-    /// A worker ended badly: what it has left undone is seen to `then`, not a whole period later.
+    /// A worker has left: what it has left undone is seen to `then`, not a whole period later.
     pub fn lost(&mut self, then: Time) {
         self.next = self.next.map(|at| at.min(then));
     }

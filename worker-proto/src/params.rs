@@ -312,6 +312,9 @@ params! {
         daemon_timeout: Time = "18000s", "1s"..="365d";
         /// How many workers a service may have when its line in master.cf does not say.
         default_process_limit: Count = "100", "1"..="100000";
+        /// At a stop, how long workers have from SIGTERM to SIGKILL. Deliveries under way are finished
+        /// in this time, or are made again after the next start.
+        stop_kill_time: Time = "5s", "1s"..="1h";
     }
 }
 

@@ -91,6 +91,9 @@ pub enum Action {
     Kill(WorkerId, Kill),
     /// Call again with [`Event::Tick`] at this time; None cancels.
     Timer(Option<Time>),
+    /// A worker has left, and what it did between clients is to go on: wake the service at this time,
+    /// if it has a wakeup timer.
+    Wake(Time),
     /// The removed service has no workers left.
     Gone,
     /// Tell the operator.

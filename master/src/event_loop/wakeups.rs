@@ -43,6 +43,14 @@ impl Master {
         }
     }
 
+    /// A worker has left: the service is woken then, and not a whole period later.
+    pub(super) fn wake_at(&mut self, id: ServiceId, at: Time) {
+        if let Some(service) = self.services.get_mut(&id) {
+            service.alarm.lost(at);
+            self.timers.set(Timer::Wakeup(id), service.alarm.next());
+        }
+    }
+
     fn wakeup_failed(&self, id: ServiceId, error: &io::Error) {
         let Some(service) = self.services.get(&id) else {
             return;

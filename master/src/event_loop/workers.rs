@@ -155,7 +155,7 @@ impl Master {
     }
 
     /// Waits for every child that has ended (L01). One that is not ours is nothing to fear (W14).
-    pub(super) fn reap(&mut self, now: Time) {
+    pub(super) fn reap(&mut self) {
         loop {
             let (pid, exit) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, status)) => (pid, Exit::Status(status)),
@@ -186,21 +186,6 @@ impl Master {
                 }
             }
             self.queue.push(id, Event::Ended(worker, exit));
-            if exit != Exit::Status(0) {
-                self.wake_soon(now, id);
-            }
-        }
-    }
-
-    /// A service with a timer does something between clients; when its worker is lost, the next one
-    /// goes on with that after a moment, and not a whole period later.
-    fn wake_soon(&mut self, now: Time, id: ServiceId) {
-        let pause = self.config.master.service_throttle_start;
-        let compat = self.config.master.postfix_compat();
-        if let Some(service) = self.services.get_mut(&id).filter(|_| !compat) {
-            let ready = service.pool.throttled_until().unwrap_or(now);
-            service.alarm.lost(ready + pause);
-            self.timers.set(Timer::Wakeup(id), service.alarm.next());
         }
     }
 }

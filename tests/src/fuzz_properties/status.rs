@@ -211,6 +211,7 @@ impl Master {
                     assert!(self.removed && !self.gone && self.live.is_empty());
                     self.gone = true;
                 }
+                Action::Wake(at) => assert!(at >= self.now && !self.removed),
                 Action::Log(notice) => assert!(!notice.to_string().contains('\n')),
             }
         }

@@ -120,6 +120,7 @@ fn k01_a_worker_that_fails_before_its_first_client_has_gone_pauses_the_service()
         let actions = [
             Action::Log(how),
             Action::Log(Notice::BadStartup { path }),
+            Action::Wake(until.unwrap() + constant(2).throttle.first),
             Action::Listen(false),
             Action::Timer(until),
         ];

@@ -6,6 +6,7 @@ use worker_proto::clock::Time;
 use worker_proto::status::Availability::{Available, Taken};
 
 use super::rules;
+use super::story::{Story, reload};
 use crate::avail::{Action, Event, Exit, Kill, Pool, Rules, WorkerId};
 use crate::notice::Notice;
 
@@ -85,4 +86,43 @@ fn w04_to_say_available_is_no_work() {
     on(&mut pool, 102, Event::Status(B, Taken));
     on(&mut pool, 102, Event::Ended(B, Exit::Status(0)));
     assert_eq!(pool.throttled_until(), None);
+}
+
+/// A retired qmgr took the wakeup of the reload with it and exited with status 0: the next one came
+/// after 300 s.
+#[test]
+fn a_service_is_woken_when_its_retired_worker_has_ended() {
+    let mut story = Story::new(rules(1));
+    story.serve(A);
+    story.on(reload(rules(1), false, true));
+    let actions = story.all(Event::Ended(A, Exit::Status(0)));
+    assert!(actions.contains(&Action::Wake(story.now)), "{actions:?}");
+    // One that ends by itself has nothing to hand on.
+    story.serve(B);
+    let actions = story.all(Event::Ended(B, Exit::Status(0)));
+    assert!(!actions.iter().any(|a| matches!(a, Action::Wake(_))), "{actions:?}");
+}
+
+#[test]
+fn a_service_is_woken_a_moment_after_a_worker_was_lost_and_not_in_its_pause() {
+    let mut story = Story::new(rules(1));
+    story.serve(A);
+    let first = rules(1).throttle.first;
+    let actions = story.all(Event::Ended(A, Exit::Signal(9)));
+    assert!(actions.contains(&Action::Wake(story.now + first)), "{actions:?}");
+    story.on(Event::Knock);
+    let actions = story.all(Event::Ended(B, Exit::Status(1)));
+    let until = story.pool.throttled_until().unwrap();
+    assert!(actions.contains(&Action::Wake(until + first)), "{actions:?}");
+    story.on(Event::Remove(Duration::ZERO));
+    assert!(!story.all(Event::Tick).iter().any(|a| matches!(a, Action::Wake(_))));
+}
+
+/// A worker that saw the end of its channel before SIGTERM could not tell a stop from a reload.
+#[test]
+fn at_a_stop_the_signal_comes_before_the_end_of_the_channel() {
+    let mut story = Story::new(rules(1));
+    story.serve(A);
+    let actions = story.on(Event::Remove(Duration::ZERO));
+    assert_eq!(actions[..2], [Action::Kill(A, Kill::Term), Action::Retire(A)]);
 }

@@ -39,10 +39,10 @@ impl Story {
         out
     }
 
-    /// What to do, without the lines for the log.
+    /// What to do, without the lines for the log and wakeups.
     pub(super) fn on(&mut self, event: Event) -> Vec<Action> {
         let all = self.all(event);
-        all.into_iter().filter(|action| !matches!(action, Action::Log(_))).collect()
+        all.into_iter().filter(|a| !matches!(a, Action::Log(_) | Action::Wake(_))).collect()
     }
 
     /// The lines for the log alone.

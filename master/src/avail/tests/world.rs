@@ -179,7 +179,7 @@ impl World {
                     self.gone = true;
                 }
                 // That they are for living workers is in the answer.
-                Action::Retire(_) | Action::Kill(..) | Action::Log(_) => {}
+                Action::Retire(_) | Action::Kill(..) | Action::Wake(_) | Action::Log(_) => {}
             }
         }
     }
@@ -238,7 +238,7 @@ fn summary(actions: &[Action]) -> Answer {
             Action::Log(Notice::ProcessLimit { .. } | Notice::LocalLimit { .. }) => {
                 answer.shortage = true;
             }
-            Action::Log(_) => {}
+            Action::Wake(_) | Action::Log(_) => {}
         }
     }
     assert!(listens <= 1 && timers <= 1 && gones <= 1, "{actions:?}");
