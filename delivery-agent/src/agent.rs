@@ -5,30 +5,33 @@
 //! goes to the next one in the same unit (S1); a session that ends after it has done some work is
 //! opened again at the same relay.
 //!
-//! When qmgr closes while a message is under way nobody is left to tell about it: the line is cut,
-//! so that what has not arrived does not arrive twice.
+//! When qmgr goes while a message is under way, the message is brought to its end and reported to the
+//! next qmgr (Q6). Nothing new is begun, and no other relay is tried: that is for that qmgr to decide.
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
 use log::debug;
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollTimeout, poll};
 use worker_proto::clock::Time;
 
 use crate::outcome::{Outcome, RelayNews};
 use crate::relay::Relay;
 use crate::smtp::session::{Config, Event, Mail, Session};
 use crate::smtp::stream::{self, Link, Timeouts};
-use crate::wire::{Decoder, Header, Report};
+use crate::wire::Report;
 
 mod job;
+mod qmgr;
 
 use job::Job;
+use qmgr::Qmgr;
+pub use qmgr::Stream;
 
 /// Leases that are read ahead of the one under way.
 const AHEAD: usize = 4;
@@ -44,6 +47,8 @@ pub struct Agent {
     pub timeouts: Timeouts,
     /// How long a session may last.
     pub session_limit: Duration,
+    /// Where the next qmgr is when the one that gave the work has gone; None: there will be none.
+    pub qmgr: Option<PathBuf>,
 }
 
 /// The session of the moment.
@@ -56,12 +61,9 @@ struct Current {
     opened: bool,
 }
 
-struct Unit<'a, S> {
+struct Unit<'a> {
     agent: &'a Agent,
-    qmgr: S,
-    decoder: Decoder,
-    reports: Vec<u8>,
-    at_end: bool,
+    qmgr: Qmgr<'a>,
     waiting: VecDeque<Job>,
     /// Jobs that were offered to the session, in that order.
     flying: VecDeque<Job>,
@@ -78,14 +80,12 @@ struct Unit<'a, S> {
 }
 
 impl Agent {
-    /// Serves one unit: leases in, reports out, until qmgr closes. The connection is non-blocking.
-    pub fn serve<S: Read + Write + AsFd>(&self, qmgr: S) {
+    /// Serves one unit: leases in, reports out, until qmgr closes and everything was reported. The
+    /// connection is non-blocking.
+    pub fn serve(&self, qmgr: impl Stream) {
         let mut unit = Unit {
             agent: self,
-            qmgr,
-            decoder: Decoder::default(),
-            reports: Vec::new(),
-            at_end: false,
+            qmgr: Qmgr::new(qmgr, self.qmgr.as_deref()),
             waiting: VecDeque::new(),
             received: 0,
             flying: VecDeque::new(),
@@ -95,22 +95,29 @@ impl Agent {
             last_failure: "no relay can be used".to_owned(),
             news: Vec::new(),
         };
-        while !unit.at_end {
+        loop {
             let now = Time::now();
             // Every wait below has its deadline: a turn of this loop is progress.
             worker_proto::watchdog::feed();
-            unit.events();
-            unit.assign(now);
+            unit.events(now);
+            if unit.qmgr.is_lost() {
+                unit.give_back(now);
+            } else {
+                unit.assign(now);
+            }
             unit.write(now);
+            if unit.qmgr.is_lost() && unit.flying.is_empty() && unit.qmgr.is_done(now) {
+                break;
+            }
             unit.wait(now);
         }
-        unit.leave();
+        unit.quit(Time::now());
     }
 }
 
-impl<S: Read + Write + AsFd> Unit<'_, S> {
+impl Unit<'_> {
     /// Takes in what the session has to tell.
-    fn events(&mut self) {
+    fn events(&mut self, now: Time) {
         let mut returned = VecDeque::new();
         while let Some(current) = &mut self.current
             && let Some(event) = current.link.event()
@@ -119,7 +126,7 @@ impl<S: Read + Write + AsFd> Unit<'_, S> {
                 Event::Open => current.opened = true,
                 Event::Done(outcomes) => {
                     if let Some(job) = self.flying.pop_front()
-                        && let Some(job) = self.done(job, outcomes)
+                        && let Some(job) = self.done(now, job, outcomes)
                     {
                         returned.push_back(job);
                     }
@@ -149,7 +156,7 @@ impl<S: Read + Write + AsFd> Unit<'_, S> {
     }
 
     /// Sorts the outcomes of an attempt; gives the job back when recipients are left.
-    fn done(&mut self, mut job: Job, outcomes: Vec<(usize, Outcome)>) -> Option<Job> {
+    fn done(&mut self, now: Time, mut job: Job, outcomes: Vec<(usize, Outcome)>) -> Option<Job> {
         for (number, outcome) in outcomes {
             let settles = match outcome {
                 Outcome::NotSent { .. } => continue,
@@ -165,7 +172,7 @@ impl<S: Read + Write + AsFd> Unit<'_, S> {
             job.outcomes.push((number, outcome));
         }
         if job.open.is_empty() {
-            self.report(job);
+            self.report(now, job);
             return None;
         }
         Some(job)
@@ -202,7 +209,7 @@ impl<S: Read + Write + AsFd> Unit<'_, S> {
         while let Some(job) = self.waiting.front() {
             let Some(relay) = self.choose(job) else {
                 if let Some(job) = self.waiting.pop_front() {
-                    self.give_up(job);
+                    self.give_up(now, job);
                 }
                 continue;
             };
@@ -255,11 +262,22 @@ impl<S: Read + Write + AsFd> Unit<'_, S> {
     }
 
     /// No relay is left for this job in this unit.
-    fn give_up(&mut self, mut job: Job) {
+    fn give_up(&mut self, now: Time, mut job: Job) {
         let outcome = job.last_word(self.agent.relays.len(), &self.last_failure);
         let open = std::mem::take(&mut job.open);
         job.outcomes.extend(open.into_iter().map(|n| (n, outcome.clone())));
-        self.report(job);
+        self.report(now, job);
+    }
+
+    /// qmgr has gone: its successor decides about what is not under way, and is told what is.
+    fn give_back(&mut self, now: Time) {
+        while let Some(mut job) = self.waiting.pop_front() {
+            let outcome = Outcome::NotSent { why: "qmgr has gone".to_owned() };
+            let open = std::mem::take(&mut job.open);
+            job.outcomes.extend(open.into_iter().map(|n| (n, outcome.clone())));
+            self.report(now, job);
+        }
+        self.qmgr.announce(now, self.flying.iter().map(Job::held));
     }
 
     fn connect(&mut self, relay: usize) {
@@ -293,7 +311,7 @@ impl<S: Read + Write + AsFd> Unit<'_, S> {
         }
     }
 
-    fn report(&mut self, job: Job) {
+    fn report(&mut self, now: Time, job: Job) {
         for (number, outcome) in &job.outcomes {
             debug!("{}: to=<{}>, {outcome}", job.id, job.recipients[*number]);
         }
@@ -301,40 +319,44 @@ impl<S: Read + Write + AsFd> Unit<'_, S> {
         for last in self.down.iter_mut().flatten() {
             *last = (*last).min(self.received);
         }
+        let held = job.held();
         let report = Report { lease: job.lease, outcomes: job.outcomes, relays };
-        self.reports.extend_from_slice(&Header::Report(report).encode());
+        self.qmgr.report(now, held, report);
     }
 
     fn write(&mut self, now: Time) {
         if let Some(current) = &mut self.current {
             current.link.flush(now);
         }
-        if stream::drain(&mut self.qmgr, &mut self.reports).is_err() {
-            self.at_end = true;
-        }
+        self.qmgr.flush();
     }
 
     /// Waits for the next thing to happen, and reads it.
     fn wait(&mut self, now: Time) {
-        let mut qmgr_flags = PollFlags::empty();
-        qmgr_flags.set(PollFlags::POLLIN, self.waiting.len() < AHEAD);
-        qmgr_flags.set(PollFlags::POLLOUT, !self.reports.is_empty());
-        let mut fds = vec![PollFd::new(self.qmgr.as_fd(), qmgr_flags)];
-        let mut timeout = PollTimeout::NONE;
+        let (mut fds, mut qmgr_at, mut relay_at) = (Vec::new(), None, None);
+        let mut deadline = self.qmgr.deadline(!self.flying.is_empty());
+        if let Some((fd, flags)) = self.qmgr.interest(self.waiting.len() < AHEAD) {
+            qmgr_at = Some(fds.len());
+            fds.push(PollFd::new(fd, flags));
+        }
         if let Some(current) = &self.current {
+            relay_at = Some(fds.len());
             fds.push(PollFd::new(current.link.as_fd(), current.link.interest()));
-            if let Some(deadline) = current.link.deadline() {
-                // One millisecond more: a wait that is cut short would turn once for nothing.
-                let left = deadline.since(now) + Duration::from_millis(1);
-                timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            }
+            deadline = deadline.into_iter().chain(current.link.deadline()).min();
         }
-        match poll(&mut fds, timeout) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(_) => self.at_end = true,
+        // One millisecond more: a wait that is cut short would turn once for nothing.
+        let left = deadline.map(|at| at.since(now) + Duration::from_millis(1));
+        let timeout = left
+            .map_or(PollTimeout::NONE, |l| PollTimeout::try_from(l).unwrap_or(PollTimeout::MAX));
+        let polled = poll(&mut fds, timeout);
+        let is_ready = |at: Option<usize>| at.is_some_and(|at| fds[at].any().unwrap_or(true));
+        let ready = matches!(polled, Ok(1..));
+        let (from_qmgr, from_relay) = (ready && is_ready(qmgr_at), ready && is_ready(relay_at));
+        drop(fds);
+        if !matches!(polled, Ok(_) | Err(Errno::EINTR)) {
+            // Not known to happen; a loop that turns and waits a little beats one that spins.
+            std::thread::sleep(Duration::from_millis(100));
         }
-        let from_qmgr = fds[0].any().unwrap_or(true);
-        let from_relay = fds.get(1).is_some_and(|fd| fd.any().unwrap_or(true));
         let now = Time::now();
         if let Some(current) = &mut self.current {
             if from_relay {
@@ -343,38 +365,10 @@ impl<S: Read + Write + AsFd> Unit<'_, S> {
             current.link.check(now);
         }
         if from_qmgr {
-            self.read_leases();
-        }
-    }
-
-    fn read_leases(&mut self) {
-        let mut bytes = [0; 64 * 1024];
-        match self.qmgr.read(&mut bytes) {
-            Ok(0) => self.at_end = true,
-            Ok(count) => self.decoder.push(&bytes[..count]),
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-            Err(_) => self.at_end = true,
-        }
-        loop {
-            match self.decoder.next_frame() {
-                Ok(Some(Header::Lease(lease))) => {
-                    self.received += 1;
-                    self.waiting.push_back(Job::new(self.received, lease));
-                }
-                Ok(None) => return,
-                Ok(Some(_)) | Err(_) => {
-                    log::warn!("qmgr sent what is no lease");
-                    self.at_end = true;
-                    return;
-                }
+            for lease in self.qmgr.read() {
+                self.received += 1;
+                self.waiting.push_back(Job::new(self.received, lease));
             }
-        }
-    }
-
-    /// Ends the unit; a session with a message under way is cut off instead of ended.
-    fn leave(&mut self) {
-        if self.flying.is_empty() {
-            self.quit(Time::now());
         }
     }
 }

@@ -99,14 +99,14 @@ pub fn run(common: &CommonParams, words: &[String]) -> (u8, String) {
         }
     }
     let path = queue.join("private/qmgr");
-    // Relative to it: a socket's name may have 107 bytes, and an instance may lie deep.
-    let connected =
-        std::env::set_current_dir(queue).and_then(|()| UnixStream::connect("private/qmgr"));
-    let asked = connected.and_then(|mut stream| {
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        wire::ask(&mut stream, words)
-    });
+    let mut asked = ask(queue, words);
+    // One that ended just now, for a reload, has a successor.
+    for _ in 1..ASKED {
+        if !asked.as_ref().is_err_and(wire::is_cut) {
+            break;
+        }
+        asked = ask(queue, words);
+    }
     match asked {
         Ok((0, text)) => (0, text),
         Ok((code, text)) => (code, format!("alertq: {text}")),
@@ -115,6 +115,18 @@ pub fn run(common: &CommonParams, words: &[String]) -> (u8, String) {
             offline(words).unwrap_or_else(|| (69, format!("alertq: fatal: {fault}\n")))
         }
     }
+}
+
+/// How often qmgr is asked when it goes in the middle.
+const ASKED: usize = 4;
+
+fn ask(queue: &Path, words: &[String]) -> io::Result<(u8, String)> {
+    // Relative to it: a socket's name may have 107 bytes, and an instance may lie deep.
+    std::env::set_current_dir(queue)?;
+    let mut stream = UnixStream::connect("private/qmgr")?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    wire::ask(&mut stream, words)
 }
 
 /// What can be told without qmgr; None when it runs after all, or is needed. The queue directory is

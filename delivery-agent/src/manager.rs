@@ -24,12 +24,16 @@ use crate::store::{Accepted, MessageNo, Store, StoreError};
 use crate::wire::{Header, OfferReply, Submission};
 
 mod agents;
+mod in_flight;
 mod link;
 mod operator;
 mod setup;
+mod survivors;
 
 use agents::Agent;
+use in_flight::InFlight;
 use link::Link;
+use survivors::{Missing, Survivor};
 
 worker_proto::params! {
     /// Parameters of qmgr.
@@ -67,6 +71,11 @@ pub struct Manager {
     clock: Anchor,
     clients: HashMap<Token, Connected>,
     agents: HashMap<Token, Agent>,
+    survivors: HashMap<Token, Survivor>,
+    missing: Missing,
+    in_flight: InFlight,
+    /// Reports that are not on disk: the connection, the agent's number of the lease, and ours.
+    reported: Vec<(Token, u64, Option<u64>)>,
     /// Submissions of this turn: who waits, and for what.
     offered: Vec<(Token, Offered)>,
     /// Files of the drop directory to remove after this turn's commit.
@@ -81,10 +90,13 @@ pub struct Manager {
     more_dropped: bool,
     /// Answers to operators, held back until what they asked for is on disk.
     answers: Vec<(Token, Header)>,
-    retiring: Option<Time>,
-    broken: bool,
+    leaving: Option<Leaving>,
+    /// The store has failed: when this process ends.
+    broken: Option<Time>,
     /// Messages were refused for want of room, and it was told.
     full: bool,
+    /// What the last qmgr had given out, until the queue is read.
+    were_in_flight: Vec<MessageNo>,
 }
 
 /// A client on `private/qmgr`.
@@ -120,13 +132,24 @@ impl Anchor {
     }
 }
 
-/// How long after it is told to end qmgr waits for agents that have a message.
-const DRAIN_TIME: Duration = Duration::from_secs(60);
+/// qmgr was told to end, and gives out no more messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    /// For a successor, which waits for the store. Agents report to it.
+    Succeeded,
+    /// For nobody: the reports of agents are waited for, but not longer than this.
+    Stopped(Time),
+}
+
+/// A process whose store has failed stays this long, so that a lasting fault costs one process a
+/// second.
+const BROKEN_TIME: Duration = Duration::from_secs(1);
 /// How often ended messages are looked through.
 const CLEANING: Duration = Duration::from_secs(3600);
 
 impl Multi for Manager {
     const LIMIT: Limit = Limit::One;
+    const FINISHES: bool = true;
 
     fn configure(configured: &mut Configured) -> Result<Self, Fault> {
         let params = QmgrParams::read(&mut configured.main_cf).map_err(|e| server::first(&e))?;
@@ -151,6 +174,7 @@ impl Multi for Manager {
             },
             lifetime: params.maximal_queue_lifetime,
         };
+        let (in_flight, were_in_flight) = setup::open_in_flight(owner);
         let clock = Anchor { monotonic: Time::now(), wall: clock::wall() };
         let seed = clock.wall.as_secs() << 32 | u64::from(clock.wall.subsec_nanos());
         Ok(Self {
@@ -163,6 +187,10 @@ impl Multi for Manager {
             clock,
             clients: HashMap::new(),
             agents: HashMap::new(),
+            survivors: HashMap::new(),
+            missing: Missing::default(),
+            in_flight,
+            reported: Vec::new(),
             offered: Vec::new(),
             dropped: Vec::new(),
             agents_from: Time::ZERO,
@@ -171,9 +199,10 @@ impl Multi for Manager {
             next_cleaning: Time::ZERO,
             more_dropped: false,
             answers: Vec::new(),
-            retiring: None,
-            broken: false,
+            leaving: None,
+            broken: None,
             full: false,
+            were_in_flight,
         })
     }
 
@@ -193,6 +222,8 @@ impl Multi for Manager {
         if !self.queue.is_empty() {
             log::info!("{} messages in the queue", self.queue.len());
         }
+        let were_in_flight = std::mem::take(&mut self.were_in_flight);
+        self.expect_survivors(now, were_in_flight);
         self.take_dropped(now);
         Ok(())
     }
@@ -211,6 +242,8 @@ impl Multi for Manager {
     fn ready(&mut self, reactor: &mut Reactor, now: Time, token: Token) {
         if self.agents.contains_key(&token) {
             self.agent_ready(reactor, now, token);
+        } else if self.survivors.contains_key(&token) {
+            self.survivor_ready(reactor, now, token);
         } else {
             self.client_ready(reactor, now, token);
         }
@@ -223,10 +256,13 @@ impl Multi for Manager {
         if self.more_dropped {
             self.take_dropped(now);
         }
+        self.give_up_missing(now);
         let committed = self.store.commit();
+        let told = self.note_reports();
         self.answer_operators(&committed);
         self.answer_offers(reactor, now, committed);
         self.feed_agents(reactor, now);
+        self.flush_notes(told);
     }
 
     fn deadline(&self) -> Option<Time> {
@@ -235,21 +271,44 @@ impl Multi for Manager {
         // One turn after the other until the drop directory is empty.
         let dropped = self.more_dropped.then_some(Time::ZERO);
         let lingering = self.agents.values().filter_map(Agent::deadline).min();
-        [queue, agents, dropped, lingering, Some(self.next_cleaning), self.retiring]
-            .into_iter()
-            .flatten()
-            .min()
+        let leaving = match self.leaving {
+            Some(Leaving::Stopped(end)) => Some(end),
+            Some(Leaving::Succeeded) | None => None,
+        };
+        [
+            queue,
+            agents,
+            dropped,
+            lingering,
+            Some(self.next_cleaning),
+            leaving,
+            self.broken,
+            self.missing.deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
-    fn retire(&mut self, _: &mut Reactor, now: Time) {
-        self.retiring = Some(now + DRAIN_TIME);
+    fn retire(&mut self, _: &mut Reactor, now: Time, stop: bool) {
+        self.leaving = Some(match stop {
+            true => Leaving::Stopped(now + self.common.stop_kill_time),
+            false => Leaving::Succeeded,
+        });
     }
 
     fn is_done(&self) -> bool {
-        let drained = |end: Time| {
-            self.queue.in_flight() == 0 && self.offered.is_empty() || Time::now() >= end
+        let over = |end: Time| Time::now() >= end;
+        let left = |leaving| match leaving {
+            Leaving::Succeeded => true,
+            Leaving::Stopped(end) => self.queue.in_flight() == 0 || over(end),
         };
-        self.broken || self.retiring.is_some_and(drained)
+        self.broken.is_some_and(over) || self.leaving.is_some_and(left)
+    }
+
+    fn leaves_work(&self) -> bool {
+        // Even an empty queue wants its manager: files are dropped without a word to anybody.
+        true
     }
 }
 
@@ -270,6 +329,9 @@ impl Manager {
                 Ok(Some(Header::Ask(words))) => {
                     let (code, text) = self.asked(now, uid, &words);
                     self.answers.push((token, Header::Answer(code, text)));
+                }
+                Ok(Some(Header::Announce(held))) => {
+                    return self.survivor(reactor, now, token, held);
                 }
                 Ok(Some(_)) | Err(_) => {
                     log::warn!("a client (uid {uid}) does not speak the queue's protocol");
@@ -363,7 +425,7 @@ impl Manager {
             Err(StoreError::Failed(cause)) => {
                 // Nothing more is acknowledged; the next process opens the store afresh (Q8).
                 log::error!("the queue's store failed: {cause}");
-                self.broken = true;
+                self.broken.get_or_insert(now + BROKEN_TIME);
             }
         }
     }

@@ -144,15 +144,20 @@ impl Queue {
     #[must_use]
     pub fn wanted_agents(&self, now: Time) -> usize {
         let ready: usize = self.ready.iter().map(BTreeSet::len).sum();
-        let wanted = self.leases.len() + if self.usable(now) { ready } else { 0 };
+        let own = self.own_leases();
+        let wanted = own + if self.usable(now) { ready } else { 0 };
         // A relay that is down is asked by one message, not by a crowd.
-        let most = if self.all_down() { 1.max(self.leases.len()) } else { self.window };
-        wanted.min(most.max(self.leases.len()))
+        let most = if self.all_down() { 1.max(own) } else { self.window };
+        wanted.min(most.max(own))
+    }
+
+    fn own_leases(&self) -> usize {
+        self.leases.values().filter(|leased| !leased.adopted).count()
     }
 
     /// The next message for an agent: its number, and the relays to leave alone.
     pub fn next_message(&mut self, now: Time) -> Option<(MessageNo, Vec<String>)> {
-        if !self.usable(now) || self.leases.len() >= self.wanted_agents(now) {
+        if !self.usable(now) || self.own_leases() >= self.wanted_agents(now) {
             return None;
         }
         let lane = self.next_lane()?;
@@ -175,8 +180,36 @@ impl Queue {
                 probes.push(name.clone());
             }
         }
-        self.leases.insert(self.next_lease, Leased { no, positions, probes });
+        self.leases.insert(self.next_lease, Leased { no, positions, probes, adopted: false });
         self.next_lease
+    }
+
+    /// A message is in the hands of an agent that another qmgr has given it to, for the recipients at
+    /// these positions: the number of its lease here. None: it is not there, is held, or is with
+    /// another agent by now.
+    pub fn adopt(&mut self, no: MessageNo, positions: Vec<i64>) -> Option<u64> {
+        let waits = |e: &Entry| matches!(e.state, State::Ready | State::Waiting);
+        if !self.entries.get(&no).is_some_and(waits) {
+            return None;
+        }
+        self.take_out(no);
+        if let Some(entry) = self.entries.get_mut(&no) {
+            entry.state = State::Leased;
+        }
+        self.next_lease += 1;
+        let leased = Leased { no, positions, probes: Vec::new(), adopted: true };
+        self.leases.insert(self.next_lease, leased);
+        Some(self.next_lease)
+    }
+
+    /// An adopted lease ends, and the message waits as before: for [`Queue::adopt`] by another.
+    pub fn hand_over(&mut self, lease: u64) {
+        if let Some(Leased { no, .. }) = self.leases.remove(&lease)
+            && let Some(entry) = self.entries.get(&no)
+        {
+            let (attempts, due) = (entry.attempts, entry.due);
+            self.wait(no, attempts, due);
+        }
     }
 
     /// The message of [`Queue::next_message`] cannot be read.

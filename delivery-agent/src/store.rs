@@ -283,6 +283,12 @@ impl Store {
         if lost { Err(StoreError::Full) } else { result }
     }
 
+    /// Whether every change that was made is on disk.
+    #[must_use]
+    pub const fn is_saved(&self) -> bool {
+        self.unsaved.is_empty()
+    }
+
     /// Ends the transaction, and begins one before if changes are left from a failed one.
     fn save(&mut self) -> Result<(), StoreError> {
         if self.in_transaction && self.db.is_autocommit() {

@@ -2,7 +2,8 @@
 //!
 //! On `private/qmgr` clients speak first: a wakeup byte, or frames. On `private/delivery` qmgr
 //! connects and feeds one [`Header::Lease`] after another; the agent answers each with a
-//! [`Header::Report`]. A frame is its length in four bytes (network order), a line of JSON, and the
+//! [`Header::Report`], and keeps that until it is [`Header::Noted`]. When qmgr goes, the agent
+//! connects to the next one and begins with [`Header::Announce`]. A frame is its length in four bytes (network order), a line of JSON, and the
 //! message's bytes if there are any. Both ends belong to this package, so there is no version.
 
 use std::io::{self, Read, Write};
@@ -97,6 +98,17 @@ pub struct Report {
     pub relays: Vec<RelayNews>,
 }
 
+/// A lease of a qmgr that has gone, in the hands of an agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Its number, for its report.
+    pub lease: u64,
+    /// The queue id.
+    pub id: String,
+    /// Its recipients, in the order of their numbers in the report.
+    pub recipients: Vec<String>,
+}
+
 /// The first part of a frame.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -109,6 +121,11 @@ pub enum Header {
     Lease(Lease),
     /// The answer to a lease.
     Report(Report),
+    /// The reports on these leases are on disk.
+    Noted(Vec<u64>),
+    /// An agent has these leases of another qmgr under way, or has a report on them; each gets its
+    /// report.
+    Announce(Vec<Held>),
     /// An operator's request, in words; the answer is [`Header::Answer`].
     Ask(Vec<String>),
     /// The answer to an operator: exit status and text.
@@ -122,7 +139,12 @@ impl Header {
         let body: &[u8] = match self {
             Self::Offer(submission) => &submission.body,
             Self::Lease(lease) => &lease.body,
-            Self::Offered(_) | Self::Report(_) | Self::Ask(_) | Self::Answer(..) => &[],
+            Self::Offered(_)
+            | Self::Report(_)
+            | Self::Noted(_)
+            | Self::Announce(_)
+            | Self::Ask(_)
+            | Self::Answer(..) => &[],
         };
         // These types have no value that JSON cannot write.
         let header = serde_json::to_vec(self).unwrap_or_default();
@@ -143,7 +165,12 @@ impl Header {
         match &mut header {
             Self::Offer(submission) => submission.body = rest.to_vec(),
             Self::Lease(lease) => lease.body = rest.to_vec(),
-            Self::Offered(_) | Self::Report(_) | Self::Ask(_) | Self::Answer(..) => {}
+            Self::Offered(_)
+            | Self::Report(_)
+            | Self::Noted(_)
+            | Self::Announce(_)
+            | Self::Ask(_)
+            | Self::Answer(..) => {}
         }
         Ok(header)
     }
@@ -245,6 +272,15 @@ pub fn ask<S: Read + Write>(stream: &mut S, words: &[String]) -> io::Result<(u8,
         Some(_) => Err(BadFrame.into()),
         None => Err(io::ErrorKind::UnexpectedEof.into()),
     }
+}
+
+/// Whether the other end has gone, as against not being there or not answering.
+#[must_use]
+pub fn is_cut(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    )
 }
 
 #[cfg(test)]

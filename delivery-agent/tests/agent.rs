@@ -216,6 +216,7 @@ fn run(
             rset: stall,
         },
         session_limit: Duration::from_secs(300),
+        qmgr: None,
     };
     let stop = AtomicBool::new(false);
     let (mut qmgr, end) = UnixStream::pair().unwrap();
@@ -241,7 +242,10 @@ fn run(
             }
             while reports.len() < count {
                 match wire::receive(&mut qmgr) {
-                    Ok(Some(Header::Report(report))) => reports.push(report),
+                    Ok(Some(Header::Report(report))) => {
+                        wire::send(&mut qmgr, &Header::Noted(vec![report.lease])).unwrap();
+                        reports.push(report);
+                    }
                     other => {
                         stop.store(true, Ordering::SeqCst);
                         peers.iter().for_each(|p| drop(TcpStream::connect(p.address())));

@@ -78,12 +78,12 @@ impl Instance {
     pub fn new() -> Self {
         let mut instance = Self::bare();
         instance.port = net::free_port();
-        let smtp = format!("127.0.0.1:{} inet n - - - - smtpd", instance.port);
+        let smtp = format!("127.0.0.1:{} inet n - y - - smtpd", instance.port);
         instance
             .service(&smtp)
-            .service("submit unix n - - - - smtpd")
-            .service("qmgr unix - - - 300 1 qmgr")
-            .service("delivery unix - - - - 20 delivery-agent");
+            .service("submit unix n - y - - smtpd")
+            .service("qmgr unix - - y 300 1 qmgr")
+            .service("delivery unix - - y - 20 delivery-agent");
         instance
     }
 

@@ -21,7 +21,8 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{chdir, write};
 
 use crate::abi::{
@@ -66,6 +67,7 @@ pub struct Configured {
     options: Options,
     status: Option<Status>,
     listen: Vec<OwnedFd>,
+    term: Option<SignalFd>,
 }
 
 /// Privileges are gone; what is left is to serve.
@@ -77,6 +79,8 @@ pub struct Jailed {
     pub(crate) common: CommonParams,
     pub(crate) status: Option<Status>,
     pub(crate) listen: Vec<OwnedFd>,
+    /// Readable once SIGTERM has come, in a worker that finishes its work then.
+    pub(crate) term: Option<SignalFd>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -146,6 +150,7 @@ fn configure(
         options,
         status,
         listen,
+        term: None,
     })
 }
 
@@ -172,6 +177,19 @@ impl Configured {
         }
     }
 
+    /// From now on SIGTERM does not end the process: it takes no more clients, finishes what it has in
+    /// hand, and then ends.
+    ///
+    /// # Errors
+    /// The process has no descriptor left.
+    pub(crate) fn finish_on_term(&mut self) -> Result<(), Fault> {
+        let term = SigSet::from(Signal::SIGTERM);
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let watched = term.thread_block().and_then(|()| SignalFd::with_flags(&term, flags));
+        self.term = Some(watched.map_err(|e| Fault::io("watch SIGTERM", &e.into()))?);
+        Ok(())
+    }
+
     /// Gives up the privileges that the line in master.cf does not leave.
     ///
     /// # Errors
@@ -188,6 +206,7 @@ impl Configured {
             common: self.common,
             status: self.status,
             listen: self.listen,
+            term: self.term,
         })
     }
 }
@@ -214,19 +233,21 @@ impl Jailed {
         while used < most {
             let mut fds = vec![PollFd::new(status.as_fd(), PollFlags::POLLIN)];
             fds.extend(self.listen.iter().map(|l| PollFd::new(l.as_fd(), PollFlags::POLLIN)));
+            fds.extend(self.term.iter().map(|t| PollFd::new(t.as_fd(), PollFlags::POLLIN)));
             match poll(&mut fds, idle) {
                 Ok(0) => return Ok(()),
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(Fault::io("poll", &errno.into())),
             }
             let is_ready = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
-            // It has no client, so nobody loses by its end (Q03).
-            if is_ready(&fds[0]) {
+            let sockets = self.listen.len();
+            // It has no client, so nobody loses by its end (Q03). This comes before a client that is
+            // ready as well: a worker that was told to end takes none.
+            if is_ready(&fds[0]) || fds[1 + sockets..].iter().any(is_ready) {
                 return Ok(());
             }
             // One at a time: what the master says meanwhile comes before the next client.
             // The search begins at another socket each time, so that none waits for a busier one.
-            let sockets = self.listen.len();
             let turn = usize::try_from(used).unwrap_or(0);
             let mut order = (0..sockets).map(|n| (n + turn) % sockets);
             let Some(at) = order.find(|&n| is_ready(&fds[1 + n])) else { continue };
@@ -242,6 +263,12 @@ impl Jailed {
         }
         Ok(())
     }
+}
+
+/// Whether something can be read from a descriptor, or it has ended.
+pub(crate) fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 /// The status channel to the master.
@@ -268,6 +295,12 @@ impl Status {
     /// Tells that the next client can come. False: the master has no use for this worker any more.
     pub(crate) fn available(&self) -> bool {
         self.write(Availability::Available).is_ok()
+    }
+
+    /// The master has gone, or wants this worker to end: it writes nothing here, so what can be read
+    /// is the end.
+    pub(crate) fn is_over(&self) -> bool {
+        is_readable(self.as_fd())
     }
 }
 

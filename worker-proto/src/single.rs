@@ -22,6 +22,8 @@ pub struct Others<'a> {
 pub trait Single: Sized {
     /// What it needs of its line in master.cf.
     const LIMIT: Limit = Limit::Any;
+    /// At SIGTERM it finishes its client and then ends; otherwise it ends at once.
+    const FINISHES: bool = false;
 
     /// Reads its parameters and opens what it will need, while the process has its privileges.
     ///
@@ -50,6 +52,9 @@ pub trait Single: Sized {
 pub fn main<S: Single>(program: &str) -> ExitCode {
     server::main(program, |mut configured| {
         configured.require(S::LIMIT, false)?;
+        if S::FINISHES {
+            configured.finish_on_term()?;
+        }
         let service = S::configure(&mut configured)?;
         configured.jail()?.serve_single(service)
     })

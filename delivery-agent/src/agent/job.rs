@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use crate::outcome::Outcome;
-use crate::wire::Lease;
+use crate::wire::{Held, Lease};
 
 /// A lease on its way.
 #[derive(Debug)]
@@ -42,6 +42,12 @@ impl Job {
             unfit_reply: None,
             suspect: None,
         }
+    }
+
+    /// The lease, as a qmgr that has not given it is told of it.
+    pub(super) fn held(&self) -> Held {
+        let (lease, id) = (self.lease, self.id.clone());
+        Held { lease, id, recipients: self.recipients.clone() }
     }
 
     /// What the recipients are told that no relay was left for.

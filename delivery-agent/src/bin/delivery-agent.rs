@@ -20,6 +20,8 @@ struct Delivery {
 }
 
 impl Single for Delivery {
+    const FINISHES: bool = true;
+
     fn configure(configured: &mut Configured) -> Result<Self, Fault> {
         let params =
             SmtpParams::read(&mut configured.main_cf).map_err(|errors| server::first(&errors))?;
@@ -51,6 +53,8 @@ impl Single for Delivery {
             helo: params.smtp_helo_name,
             timeouts,
             session_limit: params.smtp_connection_reuse_time_limit,
+            // From the queue directory, which is the root directory in a jail.
+            qmgr: Some("private/qmgr".into()),
         };
         Ok(Self { agent, unresolved, served: false })
     }

@@ -23,7 +23,7 @@ use crate::wire::{Header, Lease, Report};
 
 /// A connection to the delivery service.
 pub(super) struct Agent {
-    link: Link,
+    pub(super) link: Link,
     /// The lease it works on.
     lease: Option<u64>,
     /// Without one, when the connection is closed.
@@ -53,6 +53,7 @@ impl Manager {
                     agent.lease = None;
                     agent.linger = now + LINGER;
                     self.take_report(now, &report);
+                    self.reported.push((token, report.lease, Some(report.lease)));
                 }
                 Ok(Some(_)) | Err(_) => {
                     log::warn!("a delivery agent does not speak the queue's protocol");
@@ -70,6 +71,12 @@ impl Manager {
     fn drop_agent(&mut self, reactor: &mut Reactor, now: Time, token: Token) {
         reactor.remove(token);
         let Some(Agent { lease: Some(lease), .. }) = self.agents.remove(&token) else { return };
+        self.lost_agent(now, lease);
+    }
+
+    /// The agent that has this lease has ended without a report.
+    pub(super) fn lost_agent(&mut self, now: Time, lease: u64) {
+        self.in_flight.remove(lease);
         let queue_now = self.clock.now(now);
         if let Some(verdict) = self.queue.agent_died(queue_now, lease) {
             log::warn!("{}: its delivery agent has died", self.id(verdict.no));
@@ -77,22 +84,25 @@ impl Manager {
         }
     }
 
-    fn take_report(&mut self, now: Time, report: &Report) {
+    pub(super) fn take_report(&mut self, now: Time, report: &Report) {
         let queue_now = self.clock.now(now);
-        for news in &report.relays {
-            self.take_news(queue_now, news);
-        }
+        self.take_news(now, &report.relays);
         if let Some(verdict) = self.queue.report(queue_now, report.lease, &report.outcomes) {
             self.carry_out(now, verdict);
         }
     }
 
     /// One line for each change of a relay's state, not for each message (R2).
-    fn take_news(&mut self, queue_now: Time, news: &RelayNews) {
-        match self.queue.news(queue_now, news) {
-            Some(RelayChange::Down(relay, reply)) => log::warn!("relay {relay} is down: {reply}"),
-            Some(RelayChange::Up(relay)) => log::info!("relay {relay} is up again"),
-            None => {}
+    pub(super) fn take_news(&mut self, now: Time, news: &[RelayNews]) {
+        let queue_now = self.clock.now(now);
+        for news in news {
+            match self.queue.news(queue_now, news) {
+                Some(RelayChange::Down(relay, reply)) => {
+                    log::warn!("relay {relay} is down: {reply}");
+                }
+                Some(RelayChange::Up(relay)) => log::info!("relay {relay} is up again"),
+                None => {}
+            }
         }
     }
 
@@ -138,7 +148,7 @@ impl Manager {
     pub(super) fn feed_agents(&mut self, reactor: &mut Reactor, now: Time) {
         let queue_now = self.clock.now(now);
         self.queue.advance(queue_now);
-        if self.retiring.is_none() {
+        if self.gives_out() {
             let idle = self.agents.iter().filter(|(_, a)| a.lease.is_none());
             for token in idle.map(|(token, _)| *token).collect::<Vec<_>>() {
                 if !self.give_work(now, token) {
@@ -159,15 +169,19 @@ impl Manager {
                 }
             }
         }
-        self.wants_agent = self.retiring.is_none() && self.wants_agent(queue_now);
-        let done = |agent: &Agent| {
-            agent.lease.is_none() && (now >= agent.linger || self.retiring.is_some())
-        };
+        self.wants_agent = self.gives_out() && self.wants_agent(queue_now);
+        let done =
+            |agent: &Agent| agent.lease.is_none() && (now >= agent.linger || !self.gives_out());
         let done = self.agents.iter().filter(|(_, a)| done(a)).map(|(token, _)| *token);
         for token in done.collect::<Vec<_>>() {
             reactor.remove(token);
             self.agents.remove(&token);
         }
+    }
+
+    /// Whether messages are given out: not any more once it was told to end.
+    fn gives_out(&self) -> bool {
+        self.leaving.is_none() && self.broken.is_none()
     }
 
     fn wants_agent(&self, queue_now: Time) -> bool {
@@ -235,6 +249,7 @@ impl Manager {
         let left = recipients.into_iter().filter(|r| r.state == RecipientState::Queued);
         let (positions, recipients) = left.map(|r| (r.position, r.address)).unzip();
         let lease = self.queue.lease(queue_now, no, positions);
+        self.in_flight.add(lease, no);
         let (id, sender) = (summary.id, summary.sender);
         Some((lease, Header::Lease(Lease { lease, id, sender, recipients, avoid, body })))
     }

@@ -27,8 +27,13 @@ impl Link {
 
     /// Sends a frame, now or when the other end has room.
     pub(super) fn send(&mut self, header: &Header) {
-        self.output.extend_from_slice(&header.encode());
+        self.put(header);
         self.flush();
+    }
+
+    /// Puts a frame before the next one that is sent, or [`Link::flush`].
+    pub(super) fn put(&mut self, header: &Header) {
+        self.output.extend_from_slice(&header.encode());
     }
 
     /// Writes and reads what it can. False: the other end is gone, or of no more use.
@@ -48,7 +53,7 @@ impl Link {
         !self.failed
     }
 
-    fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         while self.written < self.output.len() && !self.failed {
             match self.stream.write(&self.output[self.written..]) {
                 Ok(size) => self.written += size,

@@ -13,9 +13,10 @@ use worker_proto::params::CommonParams;
 use worker_proto::server::Configured;
 
 use super::QmgrParams;
+use super::in_flight::InFlight;
 use crate::alerts_cf::{self, AlertsCf};
 use crate::maildrop;
-use crate::store::Store;
+use crate::store::{MessageNo, Store};
 
 /// Where the store is, below the queue directory.
 pub(super) const STORE: &str = "queue";
@@ -44,6 +45,11 @@ pub(super) fn open_store(
     // Relative to the queue directory, where the process is now and will be in its jail.
     let open = || Store::open(Path::new(STORE), params.queue_minfree);
     identity::run_as(owner.0.into(), owner.1.into(), open)
+}
+
+/// Opens the list of what is in flight, and tells what it holds.
+pub(super) fn open_in_flight(owner: Owner) -> (InFlight, Vec<MessageNo>) {
+    identity::run_as(owner.0.into(), owner.1.into(), || InFlight::open(Path::new(STORE)))
 }
 
 /// Reads alerts.cf. Without one, and with errors in it, mail to local names still has somewhere to

@@ -47,6 +47,8 @@ pub(super) struct Leased {
     pub(super) no: MessageNo,
     pub(super) positions: Vec<i64>,
     pub(super) probes: Vec<String>,
+    /// Another qmgr has given it out: it takes no agent of this one.
+    pub(super) adopted: bool,
 }
 
 /// What a report or the end of an agent means for a message.

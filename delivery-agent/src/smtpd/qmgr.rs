@@ -1,6 +1,5 @@
 //! qmgr - the connection to the queue manager
 
-use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -33,7 +32,7 @@ impl Qmgr {
         // A qmgr that ended in the middle is started again. Whether it had queued the message, its
         // successor knows by the token, so the client need not come again and nothing is doubled.
         for _ in 1..OFFERS {
-            if !result.as_ref().is_err_and(is_cut) {
+            if !result.as_ref().is_err_and(wire::is_cut) {
                 break;
             }
             result = self.try_offer(submission);
@@ -68,11 +67,3 @@ impl Qmgr {
 
 /// How often a message is offered when the connection is cut.
 const OFFERS: usize = 4;
-
-/// Whether the other end has gone, as against not being there or not answering.
-fn is_cut(error: &std::io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
-    )
-}

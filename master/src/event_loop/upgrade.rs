@@ -131,7 +131,7 @@ impl Master {
         let mut deadly = None;
         for signal in self.signals.take() {
             match signal {
-                SIGCHLD => self.reap(now),
+                SIGCHLD => self.reap(),
                 // The new program reads the configuration anyway.
                 SIGHUP => {}
                 other => deadly = Some(other),
@@ -272,7 +272,7 @@ impl Master {
         if let Some(client) = self.control.client(asker) {
             client.preface = format!("{notice}\n");
         }
-        self.reap(now);
+        self.reap();
         self.reload(now, Some(asker), Extent::All);
     }
 }

@@ -1,0 +1,199 @@
+//! survivors - agents that have outlived the qmgr which gave them their work
+//!
+//! They connect and announce what they have under way. Such a message is not given to anybody else,
+//! and their report counts as if it had been given out here. What was in flight and is not announced
+//! within a moment is given out again.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use mio::Token;
+use worker_proto::clock::Time;
+use worker_proto::multi::Reactor;
+
+use super::link::Link;
+use super::{Connected, Manager};
+use crate::outcome::Outcome;
+use crate::store::{MessageNo, RecipientState};
+use crate::wire::{Header, Held, Report};
+
+/// How long agents have to announce what they have: they do so as soon as they see the end of their
+/// connection.
+const MOMENT: Duration = Duration::from_millis(1500);
+
+/// An agent of another qmgr.
+pub(super) struct Survivor {
+    link: Link,
+    /// By the number that the agent knows.
+    held: HashMap<u64, Kept>,
+}
+
+/// A lease of another qmgr that is known here.
+struct Kept {
+    /// Its number here.
+    lease: u64,
+    /// Where each recipient of the agent is among those of the lease here. One that has ended before
+    /// is not among them.
+    places: Vec<Option<usize>>,
+}
+
+/// What was in flight when the last qmgr ended, as far as nobody has announced it.
+#[derive(Default)]
+pub(super) struct Missing {
+    leases: HashMap<MessageNo, u64>,
+    until: Time,
+}
+
+impl Missing {
+    pub(super) fn deadline(&self) -> Option<Time> {
+        (!self.leases.is_empty()).then_some(self.until)
+    }
+}
+
+impl Manager {
+    /// These were in flight: nobody gets them for a moment.
+    pub(super) fn expect_survivors(&mut self, now: Time, in_flight: Vec<MessageNo>) {
+        self.missing.until = now + MOMENT;
+        for no in in_flight {
+            if let Some(lease) = self.queue.adopt(no, Vec::new()) {
+                self.in_flight.add(lease, no);
+                self.missing.leases.insert(no, lease);
+            }
+        }
+    }
+
+    /// The moment is over: agents that have not announced their messages do not live any more.
+    pub(super) fn give_up_missing(&mut self, now: Time) {
+        if now < self.missing.until {
+            return;
+        }
+        for lease in std::mem::take(&mut self.missing.leases).into_values() {
+            self.lost_agent(now, lease);
+        }
+    }
+
+    /// A client is an agent that has outlived its qmgr.
+    pub(super) fn survivor(
+        &mut self,
+        reactor: &mut Reactor,
+        now: Time,
+        token: Token,
+        held: Vec<Held>,
+    ) {
+        let Some(Connected { link, uid }) = self.clients.remove(&token) else { return };
+        if uid != 0 && uid != self.owner {
+            log::warn!("a client (uid {uid}) says that it is a delivery agent");
+            return reactor.remove(token);
+        }
+        let mut survivor = Survivor { link, held: HashMap::new() };
+        for held in held {
+            let number = held.lease;
+            if let Some(kept) = self.adopt(&held) {
+                log::info!("{}: its delivery agent goes on with it", held.id);
+                survivor.held.insert(number, kept);
+            }
+        }
+        self.survivors.insert(token, survivor);
+        self.survivor_ready(reactor, now, token);
+    }
+
+    /// None: there is nothing to be told about this message any more, or somebody else has it.
+    fn adopt(&mut self, held: &Held) -> Option<Kept> {
+        let no = self.store.by_id(&held.id).ok().flatten().filter(|m| m.done == 0)?.no;
+        let mut positions = Vec::new();
+        let mut places = vec![None; held.recipients.len()];
+        let recipients = self.store.recipients(no).ok()?;
+        for r in recipients.into_iter().filter(|r| r.state == RecipientState::Queued) {
+            let place = held.recipients.iter().position(|address| *address == r.address);
+            if let Some(place) = place {
+                places[place] = Some(positions.len());
+                positions.push(r.position);
+            }
+        }
+        if let Some(missing) = self.missing.leases.remove(&no) {
+            self.queue.hand_over(missing);
+            self.in_flight.remove(missing);
+        }
+        let lease = self.queue.adopt(no, positions)?;
+        self.in_flight.add(lease, no);
+        Some(Kept { lease, places })
+    }
+
+    pub(super) fn survivor_ready(&mut self, reactor: &mut Reactor, now: Time, token: Token) {
+        let Some(survivor) = self.survivors.get_mut(&token) else { return };
+        let mut open = survivor.link.advance();
+        loop {
+            let Some(survivor) = self.survivors.get_mut(&token) else { return };
+            match survivor.link.decoder.next_frame() {
+                Ok(Some(Header::Report(report))) => {
+                    let number = report.lease;
+                    let kept = survivor.held.remove(&number);
+                    if let Some(Kept { lease, places }) = kept {
+                        let place = |(n, outcome): (usize, Outcome)| {
+                            places.get(n).copied().flatten().map(|at| (at, outcome))
+                        };
+                        let outcomes: Vec<_> =
+                            report.outcomes.into_iter().filter_map(place).collect();
+                        let begun = |(_, o): &(_, Outcome)| !matches!(o, Outcome::NotSent { .. });
+                        if outcomes.iter().any(begun) {
+                            let relays = report.relays;
+                            self.take_report(now, &Report { lease, outcomes, relays });
+                        } else {
+                            // Given back: it waits as before.
+                            self.take_news(now, &report.relays);
+                            self.queue.hand_over(lease);
+                        }
+                        self.reported.push((token, number, Some(lease)));
+                    } else {
+                        self.reported.push((token, number, None));
+                    }
+                }
+                Ok(None) => break,
+                Ok(Some(_)) | Err(_) => {
+                    log::warn!("a delivery agent does not speak the queue's protocol");
+                    open = false;
+                    break;
+                }
+            }
+        }
+        if !open && let Some(survivor) = self.survivors.remove(&token) {
+            reactor.remove(token);
+            for kept in survivor.held.into_values() {
+                self.lost_agent(now, kept.lease);
+            }
+        }
+    }
+
+    /// Reports of this turn are on disk: their agents need not keep them. [`Manager::flush_notes`]
+    /// sends what this writes.
+    pub(super) fn note_reports(&mut self) -> Vec<Token> {
+        if !self.store.is_saved() {
+            return Vec::new();
+        }
+        let mut told = Vec::new();
+        for (token, number, lease) in std::mem::take(&mut self.reported) {
+            if let Some(lease) = lease {
+                self.in_flight.remove(lease);
+            }
+            if let Some(link) = self.link_of(token) {
+                link.put(&Header::Noted(vec![number]));
+                told.push(token);
+            }
+        }
+        told
+    }
+
+    /// Most notes have gone with the agent's next message by now.
+    pub(super) fn flush_notes(&mut self, told: Vec<Token>) {
+        for token in told {
+            if let Some(link) = self.link_of(token) {
+                link.flush();
+            }
+        }
+    }
+
+    fn link_of(&mut self, token: Token) -> Option<&mut Link> {
+        let survivor = self.survivors.get_mut(&token).map(|s| &mut s.link);
+        survivor.or_else(|| self.agents.get_mut(&token).map(|a| &mut a.link))
+    }
+}
