@@ -175,7 +175,10 @@ impl Manager {
         let done = self.agents.iter().filter(|(_, a)| done(a)).map(|(token, _)| *token);
         for token in done.collect::<Vec<_>>() {
             reactor.remove(token);
-            self.agents.remove(&token);
+            if let Some(mut agent) = self.agents.remove(&token) {
+                // Its last report may have been noted in this turn.
+                agent.link.flush();
+            }
         }
     }
 
