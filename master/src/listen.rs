@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, listen,
@@ -26,6 +26,8 @@ use crate::service::Endpoint;
 pub struct Listener {
     endpoint: Endpoint,
     fd: OwnedFd,
+    /// Device and inode of its name in the file system.
+    file: Option<(u64, u64)>,
 }
 
 impl Listener {
@@ -53,13 +55,20 @@ impl Listener {
             }),
         }?;
         let fd = sys::set_high(fd).map_err(|e| Fault::io("dup", &e))?;
-        Ok(Self { endpoint: endpoint.clone(), fd })
+        Ok(Self { endpoint: endpoint.clone(), fd, file: file(endpoint) })
     }
 
-    /// An endpoint that another program has bound in this process.
+    /// An endpoint that another program has bound in this process, under the name that was this file
+    /// then.
     #[must_use]
-    pub const fn adopt(endpoint: Endpoint, fd: OwnedFd) -> Self {
-        Self { endpoint, fd }
+    pub const fn adopt(endpoint: Endpoint, fd: OwnedFd, file: Option<(u64, u64)>) -> Self {
+        Self { endpoint, fd, file }
+    }
+
+    /// Device and inode of its name in the file system.
+    #[must_use]
+    pub const fn file(&self) -> Option<(u64, u64)> {
+        self.file
     }
 
     /// Where it listens.
@@ -85,7 +94,10 @@ impl Listener {
     /// Removes its name from the file system. A name that was meanwhile bound by another is left: it
     /// is known by its inode.
     pub fn unlink(&self) {
-        if let Endpoint::Path(path) = &self.endpoint {
+        if let Endpoint::Path(path) = &self.endpoint
+            && self.file.is_some()
+            && self.file == file(&self.endpoint)
+        {
             let _ = fs::remove_file(path);
         }
     }
@@ -95,6 +107,14 @@ impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Device and inode of what has the name of an endpoint.
+fn file(endpoint: &Endpoint) -> Option<(u64, u64)> {
+    let Endpoint::Path(path) = endpoint else {
+        return None;
+    };
+    fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 fn inet(address: SocketAddr, backlog: u32) -> io::Result<OwnedFd> {

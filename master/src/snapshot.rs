@@ -74,6 +74,8 @@ pub struct SavedService {
     pub pool: Pool,
     pub alarm: Alarm,
     pub listeners: Vec<(Endpoint, RawFd)>,
+    #[serde(default)]
+    pub files: Vec<Option<(u64, u64)>>,
     pub workers: Vec<SavedWorker>,
     pub unbound: Option<SavedUnbound>,
 }
@@ -193,6 +195,7 @@ mod tests {
             limits: Vec::new(),
             pool,
             listeners: vec![(Endpoint::Path("private/x".to_owned()), 600)],
+            files: vec![Some((1, 2))],
             workers: vec![SavedWorker {
                 id: WorkerId(0),
                 pid: 77,

@@ -129,3 +129,20 @@ fn a_garbled_pid_file_stops_nobody_and_the_process_id_can_be_given() {
     instance.ends_by(Signal::SIGTERM);
     instance.finish(&[]);
 }
+
+/// What another program had bound under the name meanwhile was removed with the service.
+#[test]
+fn a_removed_service_takes_its_own_socket_away_and_no_other() {
+    let mut instance = Instance::bare();
+    instance.service("own unix n - - - - qmgr").service("lost unix n - - - - qmgr");
+    instance.service("stays unix n - - - - qmgr").start();
+    let (own, lost) = (instance.queue().join("public/own"), instance.queue().join("public/lost"));
+    fs::remove_file(&lost).unwrap();
+    let other = std::os::unix::net::UnixListener::bind(&lost).unwrap();
+    fs::write(instance.config().join("master.cf"), "stays unix n - - - - qmgr\n").unwrap();
+    assert!(instance.belfry(&["reload"]).status.success());
+    instance.log().wait_for("reload done: 0 added, 2 removed");
+    assert!(!own.exists() && lost.exists());
+    drop(other);
+    instance.finish(&[]);
+}

@@ -1,6 +1,6 @@
 //! client - a connection that a worker has taken
 
-use std::io::{self, IoSliceMut, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -9,8 +9,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockaddrLike, SockaddrStorage, accept4,
-    getsockname, getsockopt, recvmsg, setsockopt, sockopt,
+    AddressFamily, SockFlag, SockaddrLike, SockaddrStorage, accept4, getsockname, getsockopt,
+    setsockopt, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
@@ -185,34 +185,28 @@ pub(crate) fn accept(listen: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// How many seconds a connection may take to come over: its sender has it ready.
-const PASS_PATIENCE: i64 = 10;
+/// How many seconds a connection may take to come over. Its sender has it ready, and until then the
+/// worker serves nobody else.
+const PASS_PATIENCE: i64 = 1;
 
-/// A `pass` service gets its clients' connections over its own (master(5)).
+/// A `pass` service gets its clients' connections over its own (master(5)), one over each. What else
+/// is passed is closed.
 fn receive(fd: &OwnedFd) -> io::Result<OwnedFd> {
     let patience = TimeVal::seconds(PASS_PATIENCE);
     setsockopt(fd, sockopt::ReceiveTimeout, &patience)?;
-    let mut byte = [0; 1];
-    let mut space = nix::cmsg_space!(std::os::fd::RawFd);
-    let mut slices = [IoSliceMut::new(&mut byte)];
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = recvmsg::<()>(fd.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
-    for part in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(fds) = part
-            && let Some(&raw) = fds.first()
-        {
-            return crate::sys::adopt(raw);
-        }
-    }
-    Err(io::Error::other("no connection was passed"))
+    let passed = crate::sys::receive_descriptors(fd.as_fd())?;
+    passed.into_iter().next().ok_or_else(|| io::Error::other("no connection was passed"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::IoSlice;
     use std::net::TcpListener;
+    use std::os::fd::RawFd;
 
     use nix::libc::linger;
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
     #[test]
     fn q01_a_client_that_has_reset_is_passed_over_and_the_next_is_served() {
@@ -251,5 +245,40 @@ mod tests {
             Time::now()
         });
         assert!(written >= deadline);
+    }
+
+    fn pass(over: &UnixStream, fds: &[RawFd]) {
+        let rights = [ControlMessage::ScmRights(fds)];
+        let (text, flags) = ([IoSlice::new(b"x")], MsgFlags::empty());
+        sendmsg::<()>(over.as_raw_fd(), &text, &rights, flags, None).unwrap();
+    }
+
+    /// Whoever could reach the socket filled the worker's table of descriptors.
+    #[test]
+    fn what_is_passed_beside_a_connection_is_closed() {
+        for count in [1, 2, 3, 20, 253] {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let (mut watch, passed) = UnixStream::pair().unwrap();
+            pass(&theirs, &vec![passed.as_raw_fd(); count]);
+            drop(passed);
+            let received = receive(&OwnedFd::from(ours)).unwrap();
+            drop(received);
+            // The end of the stream shows that no copy is open.
+            watch.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            assert_eq!(watch.read(&mut [0; 1]).unwrap(), 0, "{count} descriptors");
+        }
+    }
+
+    /// A worker was held for ten seconds.
+    #[test]
+    fn a_client_that_passes_nothing_is_given_up_soon() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let before = Time::now();
+        assert!(receive(&OwnedFd::from(ours)).is_err());
+        let waited = Time::now().since(before);
+        assert!(waited < Duration::from_secs(5), "{waited:?}");
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (&theirs).write_all(b"x").unwrap();
+        assert!(receive(&OwnedFd::from(ours)).is_err());
     }
 }

@@ -172,6 +172,55 @@ pub fn tcp_listen_queue(fd: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     Ok((info.tcpi_unacked, info.tcpi_sacked))
 }
 
+/// Receives one byte, or none, with the descriptors that come along (SCM_RIGHTS); they are
+/// close-on-exec. Each that the kernel has made is owned here, also when some found no room.
+///
+/// # Errors
+/// Nothing came, within the socket's time.
+pub fn receive_descriptors(socket: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
+    /// The kernel passes at most 253 in a message (SCM_MAX_FD).
+    const ROOM: usize = 1024 + 64;
+    /// Aligned as the kernel wants it.
+    #[repr(C, align(16))]
+    struct Room([u8; ROOM]);
+    let (mut byte, mut room) = ([0_u8; 1], Room([0; ROOM]));
+    let mut part = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: byte.len() };
+    // SAFETY: msghdr is plain data; all zero bits are a value of it.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
+    (message.msg_control, message.msg_controllen) = (room.0.as_mut_ptr().cast(), ROOM);
+    // SAFETY: the message points to live buffers whose sizes are told.
+    let size =
+        unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+    if size == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut received = Vec::new();
+    // SAFETY: recvmsg has set the length of what it wrote to the room.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    while !header.is_null() {
+        // SAFETY: it points to a whole header in the room, which is aligned for one.
+        let head = unsafe { header.read() };
+        if (head.cmsg_level, head.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: the data lies behind the header.
+            let data = unsafe { libc::CMSG_DATA(header) }.cast::<RawFd>();
+            // SAFETY: the length of no data is that of the header; the function only computes.
+            let empty = unsafe { libc::CMSG_LEN(0) } as usize;
+            for at in 0..head.cmsg_len.saturating_sub(empty) / size_of::<RawFd>() {
+                // SAFETY: within the length that the header tells.
+                let place = unsafe { data.add(at) };
+                // SAFETY: as above; it need not be aligned.
+                let raw = unsafe { place.read_unaligned() };
+                // SAFETY: the kernel has just made this descriptor, so nobody else owns it.
+                received.push(unsafe { OwnedFd::from_raw_fd(raw) });
+            }
+        }
+        // SAFETY: header is one of this message.
+        header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
+    }
+    Ok(received)
+}
+
 /// Writes what can be written without waiting, whatever the flags of the open file are, which others
 /// may share (pwritev2(2), RWF_NOWAIT).
 ///

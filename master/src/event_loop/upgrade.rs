@@ -294,18 +294,21 @@ fn save_service(id: ServiceId, service: &Service) -> SavedService {
         pool: service.pool.clone(),
         alarm: service.alarm,
         listeners: service.listeners.iter().map(listener).collect(),
+        files: service.listeners.iter().map(Listener::file).collect(),
         workers: service.workers.iter().map(worker).collect(),
         unbound: service.unbound.as_ref().map(unbound),
     }
 }
 
 fn restore_service(saved: SavedService) -> io::Result<Service> {
-    let SavedService { def, limits, pool, alarm, listeners, workers, unbound, .. } = saved;
+    let SavedService { def, limits, pool, alarm, listeners, files, workers, unbound, .. } = saved;
     let rules = pool.rules().clone();
     let mut service = Service::new(Time::ZERO, Configured { def, rules, limits });
     (service.pool, service.alarm) = (pool, alarm);
-    for (endpoint, fd) in listeners {
-        service.listeners.push(Listener::adopt(endpoint, sys::take_fd(fd)?));
+    // A version before this one does not tell.
+    let files = files.into_iter().chain(std::iter::repeat(None));
+    for ((endpoint, fd), file) in listeners.into_iter().zip(files) {
+        service.listeners.push(Listener::adopt(endpoint, sys::take_fd(fd)?, file));
     }
     for SavedWorker { id, pid, generation, channel } in workers {
         let channel = Channel::adopt(sys::take_fd(channel)?);
