@@ -112,6 +112,8 @@ fn w22_a_program_that_cannot_go_on_changes_nothing() {
     let pid = client.report().unwrap()["pid"].clone();
     for (script, reason) in [
         ("#!/bin/sh\nexit 1\n", "says nothing"),
+        // It filled the memory of the master.
+        ("#!/bin/sh\nexec yes can resume, version 9\n", "says too much: can resume"),
         ("#!/bin/sh\necho unknown option >&2\n", "unknown option"),
         ("#!/no/such/interpreter\n", "No such file or directory"),
         // It says yes, and is gone when it is to be executed.

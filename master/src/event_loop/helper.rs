@@ -1,16 +1,19 @@
 //! helper - another run of this program, or of its successor, that answers over a pipe
 //!
 //! What may take long, or must not be trusted to end well, is done there: the loop goes on meanwhile.
-//! The process is reaped like any other that is no worker.
+//! The process is reaped like any other that is no worker. Whatever it does, it takes no more memory
+//! here than its answer may, and it does not outlive the wait for it.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use mio::{Interest, Token};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::unistd::pipe2;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{Pid, pipe2};
 use worker_proto::sys;
 
 use super::sources::{Source, Sources};
@@ -19,10 +22,16 @@ pub(super) struct Helper {
     output: File,
     answer: Vec<u8>,
     token: Token,
+    /// Its process and group, until it was waited for.
+    process: Option<Pid>,
 }
 
+/// The longest answer. No list of errors is longer.
+const MAX_ANSWER: usize = 64 << 10;
+
 impl Helper {
-    /// Starts it; what it writes on standard output and error is its answer.
+    /// Starts it, in a process group of its own; what it writes on standard output and error is its
+    /// answer.
     pub(super) fn start(
         mut command: Command,
         sources: &mut Sources,
@@ -31,17 +40,36 @@ impl Helper {
         let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
         let output = sys::set_high(read)?;
         fcntl(&output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        command.stdout(write.try_clone()?).stderr(write).spawn()?;
+        let token = sources.add(output.as_fd(), Interest::READABLE, source)?;
+        let started = write
+            .try_clone()
+            .and_then(|copy| command.stdout(copy).stderr(write).process_group(0).spawn());
         // With it our copies of the write end go, and the pipe ends when the process does.
         drop(command);
-        let token = sources.add(output.as_fd(), Interest::READABLE, source)?;
-        Ok(Self { output: output.into(), answer: Vec::new(), token })
+        match started {
+            Ok(child) => {
+                let process = i32::try_from(child.id()).ok().map(Pid::from_raw);
+                Ok(Self { output: output.into(), answer: Vec::new(), token, process })
+            }
+            Err(e) => {
+                sources.remove(output.as_fd(), token);
+                Err(e)
+            }
+        }
     }
 
-    /// Takes in what it has written; whether that was all.
+    /// Whether its answer was longer than what was taken of it.
+    pub(super) const fn is_cut(&self) -> bool {
+        self.answer.len() >= MAX_ANSWER
+    }
+
+    /// Takes in what it has written; whether that was all, or all that is taken.
     pub(super) fn advance(&mut self) -> bool {
         let mut bytes = [0; 4096];
         loop {
+            if self.is_cut() {
+                return true;
+            }
             match self.output.read(&mut bytes) {
                 Ok(0) => return true,
                 Ok(size) => self.answer.extend_from_slice(&bytes[..size]),
@@ -52,9 +80,81 @@ impl Helper {
         }
     }
 
-    /// Waits for it no longer: what it has answered so far.
-    pub(super) fn end(self, sources: &mut Sources) -> String {
+    /// A process was waited for: its number may be another's from now on.
+    pub(super) fn reaped(&mut self, pid: i32) {
+        self.process = self.process.filter(|process| process.as_raw() != pid);
+    }
+
+    /// Waits for it no longer, and ends it: what it has answered so far.
+    pub(super) fn end(mut self, sources: &mut Sources) -> String {
         sources.remove(self.output.as_fd(), self.token);
+        self.answer.truncate(MAX_ANSWER);
         String::from_utf8_lossy(&self.answer).into_owned()
+    }
+}
+
+impl Drop for Helper {
+    /// Also when it has answered: it might go on without end.
+    fn drop(&mut self) {
+        if let Some(process) = self.process {
+            let _ = killpg(process, Signal::SIGKILL);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    use mio::{Events, Poll};
+    use nix::sys::wait::{WaitStatus, waitpid};
+
+    fn start(script: &str) -> (Helper, Sources, Pid) {
+        let mut sources = Sources::new(Poll::new().unwrap());
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        let helper = Helper::start(command, &mut sources, Source::Verdict).unwrap();
+        let pid = helper.process.unwrap();
+        (helper, sources, pid)
+    }
+
+    fn killed(pid: Pid) -> bool {
+        matches!(waitpid(pid, None), Ok(WaitStatus::Signaled(_, Signal::SIGKILL, _)))
+    }
+
+    /// It filled the memory of the master: 2 GB in 5 s.
+    #[test]
+    fn a_talkative_helper_is_cut_short_and_ended() {
+        let (mut helper, mut sources, pid) =
+            start("while :; do echo xxxxxxxxxxxxxxxxxxxxxxx; done");
+        let mut events = Events::with_capacity(8);
+        while !helper.advance() {
+            sources.wait(&mut events, Duration::from_secs(10)).unwrap();
+        }
+        assert_eq!(helper.end(&mut sources).len(), MAX_ANSWER);
+        assert!(killed(pid));
+    }
+
+    /// It stayed for ever.
+    #[test]
+    fn a_helper_that_hangs_is_ended_with_its_children() {
+        let (mut helper, mut sources, pid) = start("sleep 1000 & echo begun; wait");
+        let mut events = Events::with_capacity(8);
+        while helper.answer.is_empty() {
+            sources.wait(&mut events, Duration::from_secs(10)).unwrap();
+            assert!(!helper.advance());
+        }
+        assert_eq!(helper.end(&mut sources), "begun\n");
+        assert!(killed(pid));
+        // The group is gone when nobody is left in it; orphans are reaped by process 1.
+        let gone = || killpg(pid, None).is_err();
+        for _ in 0..1000 {
+            if gone() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("its child is still there");
     }
 }

@@ -40,7 +40,7 @@ pub(super) struct Reloading {
     client: Option<u64>,
     extent: Extent,
     names: Names,
-    helper: Helper,
+    pub(super) helper: Helper,
     /// Another reload was asked for meanwhile.
     again: bool,
 }

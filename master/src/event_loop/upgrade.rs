@@ -38,11 +38,14 @@ use crate::snapshot::{SavedService, SavedUnbound, SavedWorker, Snapshot};
 /// How long the new program may think about it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The most lines of its reasons that are logged; the operator gets all.
+const MOST_REASONS: usize = 50;
+
 /// An upgrade whose program is being asked.
 pub(super) struct Upgrading {
     client: u64,
     program: PathBuf,
-    helper: Helper,
+    pub(super) helper: Helper,
 }
 
 impl Master {
@@ -98,22 +101,29 @@ impl Master {
             return;
         };
         self.timers.set(Timer::Verdict, None);
+        let cut = helper.is_cut();
         let verdict = helper.end(&mut self.sources);
         // Something may have begun since it was asked.
         if let Some(busy) = self.is_busy() {
             return self.refuse_upgrade(now, client, busy);
         }
-        if verdict.starts_with(resume::CAN_RESUME) {
-            let reason = self.hand_over(now, client, &program);
-            return self.refuse_upgrade(now, client, &reason);
-        }
-        let silence = format!("{} says nothing", program.display());
-        let reason = if verdict.trim().is_empty() { &silence } else { verdict.trim_end() };
-        self.refuse_upgrade(now, client, reason);
+        let name = program.display();
+        let reason = if overdue {
+            format!("{name} has not answered within {} s", PATIENCE.as_secs())
+        } else if cut {
+            format!("{name} says too much: {}", verdict.lines().next().unwrap_or_default())
+        } else if verdict.starts_with(resume::CAN_RESUME) {
+            self.hand_over(now, client, &program)
+        } else if verdict.trim().is_empty() {
+            format!("{name} says nothing")
+        } else {
+            verdict.trim_end().to_owned()
+        };
+        self.refuse_upgrade(now, client, &reason);
     }
 
     fn refuse_upgrade(&mut self, now: Time, client: u64, reason: &str) {
-        for line in reason.lines() {
+        for line in reason.lines().take(MOST_REASONS) {
             Notice::BadUpgrade { text: line.to_owned() }.log();
         }
         Notice::UpgradeRefused { version: version() }.log();

@@ -169,6 +169,7 @@ impl Master {
                 }
             };
             let Some((id, worker)) = self.pids.remove(&pid.as_raw()) else {
+                self.helper_reaped(pid.as_raw());
                 Notice::DebugUnknownChild { pid: pid.as_raw() }.log();
                 continue;
             };
@@ -187,5 +188,11 @@ impl Master {
             }
             self.queue.push(id, Event::Ended(worker, exit));
         }
+    }
+
+    fn helper_reaped(&mut self, pid: i32) {
+        let helpers = self.reloading.iter_mut().map(|r| &mut r.helper);
+        let helpers = helpers.chain(self.upgrading.iter_mut().map(|u| &mut u.helper));
+        helpers.for_each(|helper| helper.reaped(pid));
     }
 }
