@@ -4,31 +4,17 @@
 //! line ends, long lines, fields that are missing or must not leave the host.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+
+use worker_proto::{clock, sys};
 
 /// The longest line, without its end (RFC 5322 section 2.1.1).
 pub const MAX_LINE: usize = 998;
 
 /// Fields that are nobody's business but the sending host's.
 const PRIVATE: [&str; 4] = ["bcc", "content-length", "resent-bcc", "return-path"];
-
-/// A message that cannot be sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BadMessage {
-    /// It holds a null byte.
-    Nul,
-}
-
-impl fmt::Display for BadMessage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Nul => f.write_str("the message holds a null byte"),
-        }
-    }
-}
 
 /// A field of the header with its line end, folded or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,43 +32,52 @@ pub struct Message {
 }
 
 impl Message {
-    /// Reads a message with any line ends. What does not look like a header is the body.
-    ///
-    /// # Errors
-    /// It cannot be sent.
-    pub fn parse(raw: &[u8]) -> Result<Self, BadMessage> {
-        if raw.contains(&0) {
-            return Err(BadMessage::Nul);
-        }
-        let mut message = Self { fields: Vec::new(), body: Vec::with_capacity(raw.len() + 64) };
-        let mut lines = Lines(raw).peekable();
+    /// Reads a message with any line ends. What does not look like a header is the body. Null bytes are
+    /// left out (S10).
+    #[must_use]
+    pub fn parse(raw: &[u8]) -> Self {
+        let (mut message, at) = Self::head(raw);
+        message.body.reserve(raw.len() - at + 64);
+        let mut lines = BodyLines::default();
+        lines.feed(&raw[at..], &mut message.body);
+        lines.end(&mut message.body);
+        message
+    }
+
+    /// Reads the header alone; the number is where the body begins.
+    #[must_use]
+    pub fn head(raw: &[u8]) -> (Self, usize) {
+        let mut message = Self { fields: Vec::new(), body: Vec::new() };
+        let mut lines = Lines(raw);
         // A mailbox file's separator, as some programs leave it there.
-        if lines.peek().is_some_and(|l| l.starts_with(b"From ") || l.starts_with(b">From ")) {
+        if raw.starts_with(b"From ") || raw.starts_with(b">From ") {
             lines.next();
         }
-        while let Some(line) = lines.peek() {
-            if let Some((name, rest)) = field_parts(line) {
+        loop {
+            let before = lines.0;
+            let Some(line) = lines.next() else { break };
+            if let Some((name, rest)) = field_parts(&line) {
                 let mut raw = Vec::new();
                 // Without the blanks that may stand before the colon: a fold there would part the
                 // name from it.
                 push_folded(&mut raw, &[name, rest].concat());
                 let name = String::from_utf8_lossy(name).to_ascii_lowercase();
                 message.fields.push(Field { name, raw });
-            } else if line.starts_with(b" ") || line.starts_with(b"\t") {
-                let Some(last) = message.fields.last_mut() else { break };
-                push_folded(&mut last.raw, line);
-            } else {
-                break;
+                continue;
             }
-            lines.next();
+            if line.starts_with(b" ") || line.starts_with(b"\t") {
+                if let Some(last) = message.fields.last_mut() {
+                    push_folded(&mut last.raw, &line);
+                    continue;
+                }
+            }
+            // An empty line belongs to neither.
+            if !line.is_empty() {
+                lines.0 = before;
+            }
+            break;
         }
-        if lines.peek().is_some_and(|l| l.is_empty()) {
-            lines.next();
-        }
-        for line in lines {
-            push_broken(&mut message.body, &line);
-        }
-        Ok(message)
+        (message, raw.len() - lines.0.len())
     }
 
     /// Whether the header has a field.
@@ -152,17 +147,109 @@ impl Message {
     }
 }
 
+/// A message as it can be sent, whatever its bytes were.
+#[must_use]
+pub fn clean(raw: Vec<u8>) -> Vec<u8> {
+    if is_clean(&raw) { raw } else { Message::parse(&raw).to_bytes() }
+}
+
+/// Whether nothing is to be changed: lines of at most [`MAX_LINE`] bytes that end in CR LF, no null
+/// byte, no other CR or LF.
+fn is_clean(raw: &[u8]) -> bool {
+    raw.ends_with(b"\r\n")
+        && raw.split_inclusive(|&b| b == b'\n').all(|line| {
+            line.strip_suffix(b"\r\n").is_some_and(|text| {
+                text.len() <= MAX_LINE && !text.iter().any(|&b| b == b'\r' || b == 0)
+            })
+        })
+}
+
+/// A name that nothing else has, ever.
+#[must_use]
+pub fn unique() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    // Random, and not a time: clocks are coarse and are set back.
+    match sys::random() {
+        Ok(bytes) => bytes.iter().map(|b| format!("{b:02x}")).collect(),
+        // No kernel that this runs on refuses.
+        Err(_) => format!("{:x}.{:x}.{count:x}", clock::wall().as_nanos(), process::id()),
+    }
+}
+
 /// A new Message-ID.
 #[must_use]
 pub fn message_id(now: Duration, host: &str) -> String {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let (seconds, nanos) = (now.as_secs(), now.subsec_nanos());
-    format!("<{seconds:x}.{nanos:x}.{:x}.{count:x}@{host}>", process::id())
+    format!("<{:x}.{}@{host}>", now.as_secs(), unique())
+}
+
+/// Lines of a body, made fit while they come in pieces: an overlong one is broken, null bytes are left
+/// out, every end becomes CR LF, and a lone CR a blank.
+#[derive(Debug, Default)]
+pub struct BodyLines {
+    line: Vec<u8>,
+    /// CRs whose meaning depends on what follows.
+    crs: usize,
+}
+
+impl BodyLines {
+    /// Takes a piece; whole lines go to `out`.
+    pub fn feed(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) {
+        while !bytes.is_empty() {
+            let special = bytes.iter().position(|&b| matches!(b, b'\n' | b'\r' | 0));
+            let (text, rest) = bytes.split_at(special.unwrap_or(bytes.len()));
+            self.text(text, out);
+            match rest.first() {
+                Some(b'\n') => self.flush(out),
+                Some(b'\r') => self.crs += 1,
+                _ => {}
+            }
+            bytes = rest.get(1..).unwrap_or_default();
+        }
+    }
+
+    /// The body has ended, perhaps without a line end.
+    pub fn end(&mut self, out: &mut Vec<u8>) {
+        if !self.line.is_empty() || self.crs > 0 {
+            self.flush(out);
+        }
+    }
+
+    fn text(&mut self, mut text: &[u8], out: &mut Vec<u8>) {
+        if text.is_empty() {
+            return;
+        }
+        for _ in 0..std::mem::take(&mut self.crs) {
+            self.push(b" ", out);
+        }
+        while !text.is_empty() {
+            let room = MAX_LINE + 1 - self.line.len();
+            let (head, tail) = text.split_at(room.min(text.len()));
+            self.push(head, out);
+            text = tail;
+        }
+    }
+
+    /// Adds what fits with one byte more than a line may have.
+    fn push(&mut self, piece: &[u8], out: &mut Vec<u8>) {
+        self.line.extend_from_slice(piece);
+        if self.line.len() > MAX_LINE {
+            let cut = border(&self.line, MAX_LINE);
+            out.extend_from_slice(&self.line[..cut]);
+            out.extend_from_slice(b"\r\n");
+            self.line.drain(..cut);
+        }
+    }
+
+    fn flush(&mut self, out: &mut Vec<u8>) {
+        out.append(&mut self.line);
+        out.extend_from_slice(b"\r\n");
+        self.crs = 0;
+    }
 }
 
 /// Lines without their ends: CR LF, LF, and CRs before either; a lone CR becomes a blank, so that no
-/// reader can take it for a line end.
+/// reader can take it for a line end. Null bytes are left out.
 struct Lines<'a>(&'a [u8]);
 
 impl<'a> Iterator for Lines<'a> {
@@ -180,10 +267,11 @@ impl<'a> Iterator for Lines<'a> {
         self.0 = rest;
         let cut = line.iter().rposition(|&b| b != b'\r').map_or(0, |at| at + 1);
         let line = &line[..cut];
-        if !line.contains(&b'\r') {
+        if !line.iter().any(|&b| b == b'\r' || b == 0) {
             return Some(Cow::Borrowed(line));
         }
-        Some(line.iter().map(|&b| if b == b'\r' { b' ' } else { b }).collect())
+        let kept = line.iter().filter(|&&b| b != 0);
+        Some(kept.map(|&b| if b == b'\r' { b' ' } else { b }).collect())
     }
 }
 
@@ -233,18 +321,6 @@ fn push_folded(out: &mut Vec<u8>, mut line: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// A line of the body: an overlong one is broken.
-fn push_broken(out: &mut Vec<u8>, mut line: &[u8]) {
-    while line.len() > MAX_LINE {
-        let (head, tail) = line.split_at(border(line, MAX_LINE));
-        out.extend_from_slice(head);
-        out.extend_from_slice(b"\r\n");
-        line = tail;
-    }
-    out.extend_from_slice(line);
-    out.extend_from_slice(b"\r\n");
-}
-
 /// The last place at or before `at` that is not inside a UTF-8 character.
 fn border(line: &[u8], at: usize) -> usize {
     (at - 3..=at).rev().find(|&n| line[n] & 0xc0 != 0x80).unwrap_or(at)
@@ -256,7 +332,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn cleaned(raw: &str) -> String {
-        String::from_utf8(Message::parse(raw.as_bytes()).unwrap().to_bytes()).unwrap()
+        String::from_utf8(Message::parse(raw.as_bytes()).to_bytes()).unwrap()
     }
 
     #[test]
@@ -272,6 +348,7 @@ mod tests {
             ("A \t: b\n\nc\n", "A: b\r\n\r\nc\r\n"),
             ("\nbody\n", "\r\nbody\r\n"),
             (" continues nothing\n", "\r\n continues nothing\r\n"),
+            ("A: b\0c\n\nd\0\r\0\ne\0", "A: bc\r\n\r\nd\r\ne\r\n"),
             ("From a@b Thu\nA: b\n\nFrom c\n", "A: b\r\n\r\nFrom c\r\n"),
             (
                 "A: b\n c\nnot: a field? yes\nno field\n",
@@ -280,7 +357,6 @@ mod tests {
         ] {
             assert_eq!(cleaned(raw), want, "{raw:?}");
         }
-        assert_eq!(Message::parse(b"A: b\n\n\0"), Err(BadMessage::Nul));
     }
 
     #[test]
@@ -299,7 +375,7 @@ mod tests {
     fn m3_fields_are_added_and_dropped() {
         let raw =
             "bcc: secret@x\n\tand@y\nReturn-Path: <z>\nTo: a@b\ndate: mine\nResent-Bcc: r@x\n\nx\n";
-        let mut message = Message::parse(raw.as_bytes()).unwrap();
+        let mut message = Message::parse(raw.as_bytes());
         assert!(message.is_resent());
         assert_eq!(message.values("Bcc"), ["secret@x\tand@y"]);
         message.drop_private();
@@ -319,19 +395,20 @@ mod tests {
     #[test]
     fn a_fold_does_not_part_a_name_from_its_colon() {
         let raw = format!("A :{}\r\n\r\nb\r\n", "x".repeat(1200));
-        let once = Message::parse(raw.as_bytes()).unwrap().to_bytes();
+        let once = Message::parse(raw.as_bytes()).to_bytes();
         assert!(once.starts_with(b"A:xxx"));
-        assert_eq!(Message::parse(&once).unwrap().to_bytes(), once);
+        assert_eq!(Message::parse(&once).to_bytes(), once);
     }
 
     proptest! {
         #[test]
         fn what_leaves_is_clean_and_stays_so(
-            raw in prop::collection::vec(prop::sample::select(b"A:b \t\r\n.\xc3\xa4".to_vec()), 0..300),
+            raw in prop::collection::vec(prop::sample::select(b"A:b \t\r\n.\0\xc3\xa4".to_vec()), 0..300),
             long in 0_usize..3000,
+            step in 1_usize..1200,
         ) {
             let raw = [raw, vec![b'x'; long], b"\nend".to_vec()].concat();
-            let once = Message::parse(&raw).unwrap().to_bytes();
+            let once = Message::parse(&raw).to_bytes();
             for (i, &b) in once.iter().enumerate() {
                 prop_assert!(b != b'\n' || once[i - 1] == b'\r');
                 prop_assert!(b != b'\r' || once[i + 1] == b'\n');
@@ -339,7 +416,16 @@ mod tests {
             for line in once.split(|&b| b == b'\n') {
                 prop_assert!(line.len() <= MAX_LINE + 1);
             }
-            prop_assert_eq!(Message::parse(&once).unwrap().to_bytes(), once);
+            prop_assert!(is_clean(&once));
+            prop_assert_eq!(&Message::parse(&once).to_bytes(), &once);
+            // In pieces as at once.
+            let (mut whole, mut pieces) = (Vec::new(), Vec::new());
+            for (step, out) in [(raw.len(), &mut whole), (step, &mut pieces)] {
+                let mut lines = BodyLines::default();
+                raw.chunks(step).for_each(|piece| lines.feed(piece, out));
+                lines.end(out);
+            }
+            prop_assert_eq!(whole, pieces);
         }
     }
 }

@@ -720,6 +720,21 @@ fn check_handler(result: libc::sighandler_t) -> io::Result<()> {
     if result == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Random bytes from the kernel (getrandom(2)); no file is needed, so it works in a jail.
+///
+/// # Errors
+/// The kernel has no such call.
+pub fn random() -> io::Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    // SAFETY: the pointer is to `bytes`, which has this length. Up to 256 bytes come whole.
+    let count = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if usize::try_from(count) == Ok(bytes.len()) {
+        Ok(bytes)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

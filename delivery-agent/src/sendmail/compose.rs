@@ -27,7 +27,7 @@ pub(super) fn letter(
     input: &[u8],
 ) -> Result<Letter, Failure> {
     let text = if options.ignore_dots { input } else { until_dot(input) };
-    let mut message = Message::parse(text).map_err(|bad| Failure::new(EX_DATAERR, bad))?;
+    let mut message = Message::parse(text);
     // Several recipients may stand in one word, as in a header.
     let mut recipients: Vec<String> =
         options.recipients.iter().flat_map(|word| address::list(word)).collect();
