@@ -5,7 +5,6 @@
 //! many as are needed. Decisions are [`crate::queue`]'s, SQL is [`crate::store`]'s.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use mio::Token;
@@ -18,12 +17,14 @@ use worker_proto::params::CommonParams;
 use worker_proto::server::{self, Configured, Limit};
 
 use crate::alerts_cf::AlertsCf;
+use crate::params::SubmitParams;
 use crate::queue::{Limits, Queue};
 use crate::retry::MessageRule;
 use crate::store::{Accepted, MessageNo, Store, StoreError};
 use crate::wire::{Header, OfferReply, Submission};
 
 mod agents;
+mod dropped;
 mod in_flight;
 mod link;
 mod operator;
@@ -31,6 +32,7 @@ mod setup;
 mod survivors;
 
 use agents::Agent;
+use dropped::DropBox;
 use in_flight::InFlight;
 use link::Link;
 use survivors::{Missing, Survivor};
@@ -78,16 +80,13 @@ pub struct Manager {
     reported: Vec<(Token, u64, Option<u64>)>,
     /// Submissions of this turn: who waits, and for what.
     offered: Vec<(Token, Offered)>,
-    /// Files of the drop directory to remove after this turn's commit.
-    dropped: Vec<PathBuf>,
+    drops: DropBox,
     /// When agents may be connected to again after that has failed.
     agents_from: Time,
     agents_unreachable: bool,
     /// There is work for an agent that could not be had.
     wants_agent: bool,
     next_cleaning: Time,
-    /// The drop directory has more than was taken in.
-    more_dropped: bool,
     /// Answers to operators, held back until what they asked for is on disk.
     answers: Vec<(Token, Header)>,
     leaving: Option<Leaving>,
@@ -153,6 +152,7 @@ impl Multi for Manager {
 
     fn configure(configured: &mut Configured) -> Result<Self, Fault> {
         let params = QmgrParams::read(&mut configured.main_cf).map_err(|e| server::first(&e))?;
+        let submit = SubmitParams::read(&mut configured.main_cf).map_err(|e| server::first(&e))?;
         let owner = setup::directories(&configured.common)?;
         let alerts = setup::alerts(configured);
         let relays = params.relayhost.clone();
@@ -192,12 +192,11 @@ impl Multi for Manager {
             in_flight,
             reported: Vec::new(),
             offered: Vec::new(),
-            dropped: Vec::new(),
+            drops: DropBox::new(submit.message_size_limit),
             agents_from: Time::ZERO,
             agents_unreachable: false,
             wants_agent: false,
             next_cleaning: Time::ZERO,
-            more_dropped: false,
             answers: Vec::new(),
             leaving: None,
             broken: None,
@@ -224,7 +223,7 @@ impl Multi for Manager {
         }
         let were_in_flight = std::mem::take(&mut self.were_in_flight);
         self.expect_survivors(now, were_in_flight);
-        self.take_dropped(now);
+        self.drops.look(now);
         Ok(())
     }
 
@@ -253,9 +252,7 @@ impl Multi for Manager {
         if now >= self.next_cleaning {
             self.clean(now);
         }
-        if self.more_dropped {
-            self.take_dropped(now);
-        }
+        self.take_dropped(now);
         self.give_up_missing(now);
         let committed = self.store.commit();
         let told = self.note_reports();
@@ -269,7 +266,7 @@ impl Multi for Manager {
         let queue = self.queue.deadline().map(|at| self.clock.back(at).max(self.agents_from));
         let agents = self.wants_agent.then_some(self.agents_from);
         // One turn after the other until the drop directory is empty.
-        let dropped = self.more_dropped.then_some(Time::ZERO);
+        let dropped = self.drops.deadline().filter(|_| self.takes_files());
         let lingering = self.agents.values().filter_map(Agent::deadline).min();
         let leaving = match self.leaving {
             Some(Leaving::Stopped(end)) => Some(end),
@@ -319,7 +316,7 @@ impl Manager {
         let open = client.link.advance();
         if client.link.decoder.trigger() == Some(TRIGGER_WAKEUP) {
             self.drop_client(reactor, token);
-            return self.take_dropped(now);
+            return self.drops.look(now);
         }
         loop {
             let Some(client) = self.clients.get_mut(&token) else { return };
@@ -414,9 +411,9 @@ impl Manager {
             self.send(token, &Header::Offered(reply));
             self.client_ready(reactor, now, token);
         }
-        let dropped = std::mem::take(&mut self.dropped);
+        self.drops.settle(now, &committed);
         match committed {
-            Ok(()) => dropped.iter().for_each(|path| drop(std::fs::remove_file(path))),
+            Ok(()) => {}
             Err(StoreError::Full) if self.full => {}
             Err(StoreError::Full) => {
                 self.full = true;
@@ -427,35 +424,6 @@ impl Manager {
                 log::error!("the queue's store failed: {cause}");
                 self.broken.get_or_insert(now + BROKEN_TIME);
             }
-        }
-    }
-
-    /// Takes in what was dropped while qmgr did not run.
-    fn take_dropped(&mut self, now: Time) {
-        use crate::maildrop;
-        let seconds = self.clock.now(now).since_start().as_secs();
-        let directory = std::path::Path::new(maildrop::DIRECTORY);
-        let found = match maildrop::collect(directory, seconds) {
-            Ok(found) => found,
-            Err(e) => return log::warn!("{}", Fault::io("read maildrop", &e)),
-        };
-        self.more_dropped = found.more;
-        for (path, reason) in found.bad {
-            log::warn!("{}: {reason}; it is left there", path.display());
-        }
-        for (path, mut submission) in found.messages {
-            submission.recipients =
-                setup::complete(&submission.recipients, &self.alerts, &self.common);
-            let result = self.accept(now, &submission);
-            if result.is_ok() {
-                self.dropped.push(path);
-            } else {
-                // Later: the next wakeup comes by.
-                self.more_dropped = false;
-            }
-            let size = std::mem::take(&mut submission.body).len();
-            // Nobody waits for the answer; the file stays until it is queued.
-            self.offered.push((Token(0), Offered { result, submission, size }));
         }
     }
 

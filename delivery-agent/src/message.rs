@@ -65,11 +65,11 @@ impl Message {
                 message.fields.push(Field { name, raw });
                 continue;
             }
-            if line.starts_with(b" ") || line.starts_with(b"\t") {
-                if let Some(last) = message.fields.last_mut() {
-                    push_folded(&mut last.raw, &line);
-                    continue;
-                }
+            if (line.starts_with(b" ") || line.starts_with(b"\t"))
+                && let Some(last) = message.fields.last_mut()
+            {
+                push_folded(&mut last.raw, &line);
+                continue;
             }
             // An empty line belongs to neither.
             if !line.is_empty() {

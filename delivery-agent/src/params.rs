@@ -37,6 +37,16 @@ params! {
 }
 
 params! {
+    /// Parameters of all that takes mail: smtpd, sendmail, and qmgr for the drop directory.
+    pub struct SubmitParams {
+        /// The largest message, in bytes; 0 for 500 megabytes, which no message may exceed.
+        message_size_limit: Count = "10240000", "0"..="500000000";
+        /// How many Received fields a message may have before it is taken for a mail loop.
+        hopcount_limit: Count = "50", "1"..="10000";
+    }
+}
+
+params! {
     /// Parameters of smtpd.
     pub struct SmtpdParams {
         /// The greeting, behind its code.
@@ -55,12 +65,8 @@ params! {
         /// a browser hand in mail. So does one whose first line is not SMTP, and any line that does not
         /// begin with a letter.
         smtpd_forbidden_commands: Words = "CONNECT GET POST";
-        /// The largest message, in bytes; 0 for no limit.
-        message_size_limit: Count = "10240000", "0"..="1000000000";
         /// The longest command line, in bytes.
         line_length_limit: Count = "2048", "512"..="1000000";
-        /// How many Received fields a message may have before it is taken to go in circles.
-        hopcount_limit: Count = "50", "1"..="10000";
         /// The networks whose clients may hand in mail over TCP. A client on a socket in the file
         /// system needs none of it: the directory's mode decides who can reach it.
         mynetworks: Words = "127.0.0.0/8 [::1]/128";

@@ -22,7 +22,8 @@ use worker_proto::server::{self, Configured};
 use worker_proto::single::Single;
 use worker_proto::sys::errno_text;
 
-use crate::params::{SinkParams, SmtpdParams};
+use crate::maildrop::Limits;
+use crate::params::{SinkParams, SmtpdParams, SubmitParams};
 use crate::smtp::server::{Answer, Backend, Config, Envelope, Server};
 use crate::smtpd::converse;
 
@@ -54,6 +55,7 @@ impl Single for Sink {
     fn configure(configured: &mut Configured) -> Result<Self, Fault> {
         let main_cf = &mut configured.main_cf;
         let smtpd = SmtpdParams::read(main_cf).map_err(|errors| server::first(&errors))?;
+        let submit = SubmitParams::read(main_cf).map_err(|errors| server::first(&errors))?;
         let params = SinkParams::read(main_cf).map_err(|errors| server::first(&errors))?;
         let owner = User::from_name(&configured.common.mail_owner).ok().flatten();
         // The working directory is the queue directory.
@@ -66,7 +68,7 @@ impl Single for Sink {
             config: Config {
                 hostname: configured.common.myhostname.clone(),
                 banner: format!("{} ESMTP sink", configured.common.myhostname),
-                message_size_limit: smtpd.message_size_limit,
+                message_size_limit: Limits::new(submit.message_size_limit).bytes,
                 line_length_limit: count(smtpd.line_length_limit),
                 recipient_limit: count(smtpd.smtpd_recipient_limit),
                 error_limit: smtpd.smtpd_hard_error_limit,

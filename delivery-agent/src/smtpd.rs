@@ -13,8 +13,9 @@ use worker_proto::diagnostic::Fault;
 use worker_proto::server::{self, Configured};
 use worker_proto::single::{Others, Single};
 
+use crate::maildrop::Limits;
 use crate::networks::Networks;
-use crate::params::SmtpdParams;
+use crate::params::{SmtpdParams, SubmitParams};
 use crate::smtp::server::{Answer, Backend, Config, Envelope, Server};
 use crate::submission::{Host, Source};
 
@@ -39,6 +40,8 @@ impl Single for Smtpd {
     fn configure(configured: &mut Configured) -> Result<Self, Fault> {
         let params =
             SmtpdParams::read(&mut configured.main_cf).map_err(|errors| server::first(&errors))?;
+        let submit =
+            SubmitParams::read(&mut configured.main_cf).map_err(|errors| server::first(&errors))?;
         // What a worker that was started before the stress came does when it comes.
         let mut stressed = configured.main_cf.clone();
         stressed.set("stress", "yes");
@@ -50,14 +53,14 @@ impl Single for Smtpd {
             config: Config {
                 hostname: configured.common.myhostname.clone(),
                 banner: params.smtpd_banner.clone(),
-                message_size_limit: params.message_size_limit,
+                message_size_limit: Limits::new(submit.message_size_limit).bytes,
                 line_length_limit: count(params.line_length_limit),
                 recipient_limit: count(params.smtpd_recipient_limit),
                 error_limit: params.smtpd_hard_error_limit,
                 junk_limit: params.smtpd_junk_command_limit,
                 forbidden: params.smtpd_forbidden_commands.clone(),
             },
-            host: Host::new(&configured.common, params.hopcount_limit),
+            host: Host::new(&configured.common, submit.hopcount_limit),
             networks,
             timeout: params.smtpd_timeout,
             stress_timeout: stressed.smtpd_timeout.min(params.smtpd_timeout),

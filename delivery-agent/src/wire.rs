@@ -147,12 +147,11 @@ impl Header {
             | Self::Answer(..) => &[],
         };
         // These types have no value that JSON cannot write.
-        let header = serde_json::to_vec(self).unwrap_or_default();
-        let size = header.len() + 1 + body.len();
-        let mut frame = Vec::with_capacity(4 + size);
-        frame.extend_from_slice(&u32::try_from(size).unwrap_or(u32::MAX).to_be_bytes());
+        let mut header = serde_json::to_vec(self).unwrap_or_default();
+        header.push(b'\n');
+        let mut frame = Vec::with_capacity(4 + header.len() + body.len());
+        frame.extend_from_slice(&length(header.len() + body.len()));
         frame.extend_from_slice(&header);
-        frame.push(b'\n');
         frame.extend_from_slice(body);
         frame
     }
@@ -174,6 +173,26 @@ impl Header {
         }
         Ok(header)
     }
+}
+
+/// The first four bytes of a frame.
+#[must_use]
+pub fn length(size: usize) -> [u8; 4] {
+    u32::try_from(size).unwrap_or(u32::MAX).to_be_bytes()
+}
+
+/// The line of an offer, between the length and the message's bytes, which may be many: nothing of them
+/// is copied.
+#[must_use]
+pub fn offer_line(submission: &Submission) -> Vec<u8> {
+    #[derive(Serialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Borrowed<'a> {
+        Offer(&'a Submission),
+    }
+    let mut line = serde_json::to_vec(&Borrowed::Offer(submission)).unwrap_or_default();
+    line.push(b'\n');
+    line
 }
 
 /// Bytes that are no frame.
@@ -252,8 +271,11 @@ pub fn receive(stream: &mut impl Read) -> io::Result<Option<Header>> {
 ///
 /// # Errors
 /// The connection is lost or slow: whether the message was queued is not known.
-pub fn offer<S: Read + Write>(stream: &mut S, submission: Submission) -> io::Result<OfferReply> {
-    send(stream, &Header::Offer(submission))?;
+pub fn offer<S: Read + Write>(stream: &mut S, submission: &Submission) -> io::Result<OfferReply> {
+    let line = offer_line(submission);
+    stream.write_all(&length(line.len() + submission.body.len()))?;
+    stream.write_all(&line)?;
+    stream.write_all(&submission.body)?;
     match receive(stream)? {
         Some(Header::Offered(reply)) => Ok(reply),
         Some(_) => Err(BadFrame.into()),
@@ -323,6 +345,14 @@ mod tests {
             decoder.push(&bytes);
             while let Ok(Some(_)) = decoder.next_frame() {}
         }
+    }
+
+    #[test]
+    fn an_offer_is_the_same_in_parts() {
+        let offer = submission(b"a\r\n");
+        let line = offer_line(&offer);
+        let parts = [&length(line.len() + 3)[..], &line, b"a\r\n"].concat();
+        assert_eq!(parts, Header::Offer(offer).encode());
     }
 
     #[test]

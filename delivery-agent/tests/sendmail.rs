@@ -48,9 +48,10 @@ fn sendmail(config: &Path, arguments: &[&str], input: &str) -> (Option<i32>, Str
 }
 
 fn dropped(config: &Path) -> Vec<Submission> {
-    let found = maildrop::collect(&config.join("maildrop"), 0).unwrap();
-    assert_eq!(found.bad, []);
-    found.messages.into_iter().map(|(_, submission)| submission).collect()
+    let limits = maildrop::Limits::new(10_240_000);
+    let found = maildrop::Collector::new(config.join("maildrop"), limits).step(0).unwrap();
+    assert_eq!(found.complaints, [] as [String; 0]);
+    found.messages.into_iter().map(|dropped| dropped.submission).collect()
 }
 
 #[test]
@@ -79,9 +80,8 @@ fn m2_every_failure_has_its_status_and_one_line() {
     for (arguments, input, code, line) in [
         (vec!["-Z"], mail, 64, "sendmail: fatal: invalid option -Z"),
         (vec!["-bd"], mail, 64, "sendmail: fatal: -bd: "),
-        (vec!["a@x"], "A: b\n\n\0", 65, "sendmail: fatal: the message holds a null byte"),
         (vec!["a\u{1}@x"], mail, 65, "sendmail: fatal: bad address "),
-        (vec!["a@x"], &long_loop, 65, "sendmail: fatal: 554 5.4.6 too many hops"),
+        (vec!["a@x"], &long_loop, 65, "sendmail: fatal: 554 5.4.6 mail loop detected"),
         (vec!["-t"], mail, 66, "sendmail: fatal: no recipients in the header"),
         (vec![], mail, 66, "sendmail: fatal: no recipients on the command line"),
     ] {

@@ -163,3 +163,46 @@ fn q9_a_full_drop_directory_is_75() {
     drop(drops);
     instance.finish(&[]);
 }
+
+/// Time of a processor that a process has used, in clock ticks (proc_pid_stat(5)).
+fn ticks(pid: i32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum()
+}
+
+/// 700 drop files on a full disk took 80 % of a processor: they were read again and again.
+#[test]
+fn drop_files_wait_without_work_while_the_disk_is_full() {
+    let relay = Relay::kind();
+    let mut instance = Instance::new();
+    instance.parameter("relayhost", &relay.name()).parameter("queue_minfree", "4000000");
+    let Some(small) = Small::mount(&instance, "queue", 0o700, "8m") else {
+        return instance.finish(&[]);
+    };
+    instance.write();
+    fill(&small);
+    for n in 0..300 {
+        assert_eq!(sendmail(&instance, &format!("u{n}@y.example")), (0, String::new()));
+    }
+    // The store itself needs some room.
+    let filler = small.at.join("filler");
+    File::options().write(true).open(&filler).unwrap().set_len(6_000_000).unwrap();
+    instance.start();
+    instance.log().wait_for("messages stay in maildrop, retrying in 1s: the disk is full");
+    let qmgr = instance.workers("qmgr").first().expect("it runs").pid;
+    let before = ticks(qmgr);
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    let used = ticks(qmgr) - before;
+    // A twentieth of the time, at 100 ticks a second.
+    assert!(used < 20, "{used} ticks in 4 s");
+    fs::remove_file(filler).unwrap();
+    wait::until("all messages", wait::LONG * 2, || (relay.taken().len() == 300).then_some(()));
+    wait::until("an empty queue", wait::LONG, || {
+        let list = instance.command("alertq").arg("list").output().ok()?;
+        (list.stdout == b"Mail queue is empty\n").then_some(())
+    });
+    instance.stop();
+    drop(small);
+    instance.finish(&["messages stay in maildrop"]);
+}

@@ -10,13 +10,14 @@ use std::process::Command;
 use belfry_tests::peer;
 
 use delivery_agent::manager::QmgrParams;
-use delivery_agent::params::{SinkParams, SmtpParams, SmtpdParams};
+use delivery_agent::params::{SinkParams, SmtpParams, SmtpdParams, SubmitParams};
 use worker_proto::params::ParamInfo;
 
 /// Every table of the package delivery-agent, under the programs it is for.
 const TABLES: &[(&str, &[ParamInfo])] = &[
     ("qmgr", QmgrParams::TABLE),
     ("the delivery agent", SmtpParams::TABLE),
+    ("smtpd, sendmail and qmgr", SubmitParams::TABLE),
     ("smtpd", SmtpdParams::TABLE),
     ("sinkd", SinkParams::TABLE),
 ];

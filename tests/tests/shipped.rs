@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use belfry_tests::Instance;
 use delivery_agent::alerts_cf::AlertsCf;
 use delivery_agent::manager::QmgrParams;
-use delivery_agent::params::{SmtpParams, SmtpdParams};
+use delivery_agent::params::{SmtpParams, SmtpdParams, SubmitParams};
 use master::params::MasterParams;
 use worker_proto::params::CommonParams;
 
@@ -61,6 +61,7 @@ fn main_cf_shows_the_defaults_that_the_code_has() {
         MasterParams::TABLE,
         QmgrParams::TABLE,
         SmtpParams::TABLE,
+        SubmitParams::TABLE,
         SmtpdParams::TABLE,
     ];
     let defaults: HashMap<_, _> =

@@ -59,7 +59,7 @@ impl Qmgr {
                 stream
             }
         };
-        let reply = wire::offer(&mut stream, submission.clone())?;
+        let reply = wire::offer(&mut stream, submission)?;
         self.stream = Some(stream);
         Ok(reply)
     }

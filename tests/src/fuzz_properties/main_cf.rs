@@ -1,7 +1,7 @@
 //! main_cf - from the text of a parameter file to values of every kind
 
 use delivery_agent::manager::QmgrParams;
-use delivery_agent::params::{SinkParams, SmtpParams, SmtpdParams};
+use delivery_agent::params::{SinkParams, SmtpParams, SmtpdParams, SubmitParams};
 use master::limits;
 use master::params::MasterParams;
 use master::plan;
@@ -53,6 +53,7 @@ fn value_is_sound(value: &str) {
 fn parameters(main_cf: &mut MainCf) -> Vec<Diagnostic> {
     let mut complaints = Vec::new();
     complaints.extend(CommonParams::read(main_cf).err().into_iter().flatten());
+    complaints.extend(SubmitParams::read(main_cf).err().into_iter().flatten());
     complaints.extend(SmtpdParams::read(main_cf).err().into_iter().flatten());
     complaints.extend(QmgrParams::read(main_cf).err().into_iter().flatten());
     complaints.extend(SmtpParams::read(main_cf).err().into_iter().flatten());

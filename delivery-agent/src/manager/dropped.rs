@@ -1,0 +1,162 @@
+//! dropped - the drop directory: when it is looked through, and what becomes of its files
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mio::Token;
+use worker_proto::clock::Time;
+use worker_proto::diagnostic::Fault;
+
+use super::{Manager, Offered, setup};
+use crate::maildrop::{self, Collector, Found, Limits};
+use crate::store::StoreError;
+
+/// The pause after the store could take nothing, at first and at most; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How often the store may fail to take a file before the file is at fault.
+const STRIKES: u8 = 2;
+/// Complaints of one step that get a line each.
+const MOST_LINES: usize = 10;
+
+/// The drop directory, for qmgr.
+pub(super) struct DropBox {
+    collector: Collector,
+    /// When the next step is due, if one is.
+    next: Option<Time>,
+    /// How long the store was given time the last time; zero when it takes messages.
+    pause: Duration,
+    /// Files to remove after this turn's commit.
+    taken: Vec<PathBuf>,
+    /// Why not every file of this turn could be stored.
+    trouble: Option<String>,
+    strikes: HashMap<PathBuf, u8>,
+}
+
+impl DropBox {
+    pub(super) fn new(message_size_limit: u64) -> Self {
+        let directory = PathBuf::from(maildrop::DIRECTORY);
+        Self {
+            collector: Collector::new(directory, Limits::new(message_size_limit)),
+            next: None,
+            pause: Duration::ZERO,
+            taken: Vec::new(),
+            trouble: None,
+            strikes: HashMap::new(),
+        }
+    }
+
+    /// There may be something new. While the store takes nothing, that changes nothing.
+    pub(super) fn look(&mut self, now: Time) {
+        if self.pause.is_zero() {
+            self.collector.rewind();
+            self.next = Some(now);
+        }
+    }
+
+    pub(super) const fn deadline(&self) -> Option<Time> {
+        self.next
+    }
+
+    /// The commit of this turn is done, or has failed.
+    pub(super) fn settle(&mut self, now: Time, committed: &Result<(), StoreError>) {
+        let taken = std::mem::take(&mut self.taken);
+        let trouble = self.trouble.take();
+        match committed {
+            Ok(()) => {
+                if !taken.is_empty() && trouble.is_none() {
+                    self.pause = Duration::ZERO;
+                }
+                for path in taken {
+                    self.strikes.remove(&path);
+                    // One that stays is known by its token when it is found again.
+                    drop(std::fs::remove_file(path));
+                }
+                if let Some(cause) = trouble {
+                    self.wait(now, &cause);
+                }
+            }
+            Err(error) if !taken.is_empty() || trouble.is_some() => {
+                self.wait(now, &trouble.unwrap_or_else(|| error.to_string()));
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Begins again after a pause that grows.
+    fn wait(&mut self, now: Time, cause: &str) {
+        let first = self.pause.is_zero();
+        self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+        if first {
+            log::warn!("messages stay in maildrop, retrying in {}s: {cause}", self.pause.as_secs());
+        }
+        self.collector.rewind();
+        self.next = Some(now + self.pause);
+    }
+
+    /// The store has failed on a file: after some times the file is put aside, so that it holds up no
+    /// other.
+    fn strike(&mut self, path: &Path, cause: &str) {
+        let count = self.strikes.entry(path.to_path_buf()).or_default();
+        *count += 1;
+        if *count >= STRIKES {
+            self.strikes.remove(path);
+            let mut found = Found::default();
+            self.collector.refuse(&mut found, path, cause);
+            tell(&found.complaints);
+        }
+        self.trouble = Some(cause.to_owned());
+    }
+}
+
+impl Manager {
+    /// Whether this process still takes files; else they are its successor's.
+    pub(super) fn takes_files(&self) -> bool {
+        self.leaving.is_none() && self.broken.is_none()
+    }
+
+    /// Takes in what was dropped: as much as one turn may.
+    pub(super) fn take_dropped(&mut self, now: Time) {
+        if self.drops.next.is_none_or(|at| now < at) || !self.takes_files() {
+            return;
+        }
+        let seconds = self.clock.now(now).since_start().as_secs();
+        let found = match self.drops.collector.step(seconds) {
+            Ok(found) => found,
+            Err(e) => return self.drops.wait(now, &Fault::io("read maildrop", &e).to_string()),
+        };
+        tell(&found.complaints);
+        self.drops.next = found.more.then_some(now);
+        for dropped in found.messages {
+            let mut submission = dropped.submission;
+            submission.recipients =
+                setup::complete(&submission.recipients, &self.alerts, &self.common);
+            match self.accept(now, &submission) {
+                Ok(accepted) => {
+                    self.drops.taken.push(dropped.path);
+                    let size = std::mem::take(&mut submission.body).len();
+                    // Nobody waits for the answer; the file stays until it is queued.
+                    let result = Ok(accepted);
+                    self.offered.push((Token(0), Offered { result, submission, size }));
+                }
+                // The rest of the turn's files would fare no better.
+                Err(StoreError::Full) => {
+                    self.drops.trouble = Some(StoreError::Full.to_string());
+                    return;
+                }
+                Err(StoreError::Failed(cause)) => return self.drops.strike(&dropped.path, &cause),
+            }
+        }
+    }
+}
+
+fn tell(complaints: &[String]) {
+    for complaint in complaints.iter().take(MOST_LINES) {
+        log::warn!("{complaint}");
+    }
+    let rest = complaints.len().saturating_sub(MOST_LINES);
+    if rest > 0 {
+        log::warn!("maildrop: {rest} more files like these");
+    }
+}
