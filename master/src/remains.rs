@@ -8,11 +8,10 @@ use std::fs;
 use std::thread::sleep;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{Pid, getpgrp};
 use worker_proto::clock::Time;
+use worker_proto::sys;
 
 /// Who is left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,10 +60,10 @@ pub fn end(remains: Remains, group: bool, patience: Duration) {
 /// Waits for those that have ended; whether any has not.
 fn any_child() -> bool {
     loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Err(Errno::ECHILD) => return false,
-            Ok(nix::sys::wait::WaitStatus::StillAlive) | Err(_) => return true,
-            Ok(_) => {}
+        match sys::reap() {
+            Ok(Some(_)) => {}
+            Ok(None) => return true,
+            Err(_) => return false,
         }
     }
 }

@@ -325,3 +325,25 @@ fn a_resident_worker_without_room_for_a_client_goes_on() {
     assert_eq!(qmgr(), Some(pid), "it is still the same");
     instance.finish(&["Too many open files", "relayhost is empty"]);
 }
+
+/// nix has no number for a real-time signal: such an end was taken for an error of waitpid(2), the
+/// worker counted for ever, and the master waited for it when it was to stop.
+#[test]
+fn l02_a_worker_killed_by_a_real_time_signal_has_a_successor() {
+    let (mut instance, port) = probe("n n - 1 probe_worker");
+    instance.start();
+    for signal in [34, 64] {
+        let mut client = Probe::tcp(port).unwrap();
+        let pid = client.report().unwrap()["pid"].clone();
+        let kill = format!("kill -{signal} {pid}");
+        let sent = std::process::Command::new("sh").args(["-c", &kill]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "{kill}");
+        let line = format!("pid {pid} killed by signal {signal}");
+        instance.log().wait_for(&line);
+        wait::until("the next worker", wait::LONG, || Probe::tcp(port).ok()?.report().ok());
+    }
+    let status = instance.belfry(&["status"]);
+    let text = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(text.contains("signal 64"), "{text}");
+    instance.finish(&["killed by signal", "bad command startup"]);
+}

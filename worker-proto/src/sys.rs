@@ -234,6 +234,40 @@ pub fn write_without_waiting(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usi
     usize::try_from(written).map_err(|_| io::Error::last_os_error())
 }
 
+/// How a child ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChildEnd {
+    /// With this status.
+    Status(i32),
+    /// By this signal, a real-time one as well: nix knows no number for those, and fails.
+    Signal(i32),
+}
+
+/// Waits for a child that has ended, whichever; None when none of them has.
+///
+/// # Errors
+/// There is no child (ECHILD).
+pub fn reap() -> io::Result<Option<(Pid, ChildEnd)>> {
+    let mut status = 0;
+    loop {
+        // SAFETY: the pointer is to a live number.
+        let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+        return match check(pid) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => Err(e),
+            Ok(0) => Ok(None),
+            Ok(pid) if libc::WIFEXITED(status) => {
+                Ok(Some((Pid::from_raw(pid), ChildEnd::Status(libc::WEXITSTATUS(status)))))
+            }
+            Ok(pid) if libc::WIFSIGNALED(status) => {
+                Ok(Some((Pid::from_raw(pid), ChildEnd::Signal(libc::WTERMSIG(status)))))
+            }
+            // Stopped, which was not asked for: it lives (L02).
+            Ok(_) => continue,
+        };
+    }
+}
+
 /// A wall clock time in the local time zone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LocalTime {

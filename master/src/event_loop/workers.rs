@@ -3,14 +3,12 @@
 use std::os::fd::AsFd;
 
 use mio::Interest;
-use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use worker_proto::clock::Time;
 use worker_proto::diagnostic::Fault;
 use worker_proto::status::StatusRecord;
-use worker_proto::sys::errno_text;
+use worker_proto::sys::{self, ChildEnd, errno_text};
 
 use super::service::Live;
 use super::{Master, ServiceId, Source, Timer};
@@ -157,14 +155,13 @@ impl Master {
     /// Waits for every child that has ended (L01). One that is not ours is nothing to fear (W14).
     pub(super) fn reap(&mut self) {
         loop {
-            let (pid, exit) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, status)) => (pid, Exit::Status(status)),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, Exit::Signal(signal as i32)),
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
-                // Stopped or continued: it lives (L02).
-                Ok(_) | Err(Errno::EINTR) => continue,
-                Err(errno) => {
-                    let text = Fault::io("waitpid", &errno.into()).to_string();
+            let (pid, exit) = match sys::reap() {
+                Ok(Some((pid, ChildEnd::Status(status)))) => (pid, Exit::Status(status)),
+                Ok(Some((pid, ChildEnd::Signal(signal)))) => (pid, Exit::Signal(signal)),
+                Ok(None) => return,
+                Err(e) if e.raw_os_error() == Some(libc::ECHILD) => return,
+                Err(e) => {
+                    let text = Fault::io("waitpid", &e).to_string();
                     return Notice::Trouble { text }.log();
                 }
             };
