@@ -22,6 +22,7 @@ use worker_proto::sys::{HIGH_FD, Spawner};
 use crate::avail::{Action, Event};
 use crate::config::Config;
 use crate::control::Control;
+use crate::jobs::{Jobs, Task};
 use crate::lock::Lock;
 use crate::notice::{self, Notice};
 use crate::notify::Manager;
@@ -34,6 +35,7 @@ use crate::trigger::Trigger;
 
 mod descriptors;
 mod helper;
+mod jobs;
 mod operator;
 mod queue;
 mod reload;
@@ -44,12 +46,12 @@ mod wakeups;
 mod workers;
 
 use queue::Queue;
+use reload::Reloading;
 pub(crate) use reload::log_problems;
-use reload::{Extent, Reloading};
 use service::Service;
 pub(crate) use service::prepare_groups;
 use sources::{Source, Sources};
-use upgrade::Upgrading;
+use upgrade::{Resumed, Upgrading};
 
 /// Number of a service in the life of this master, never used twice: what is under way for a removed
 /// service cannot reach its successor.
@@ -64,6 +66,7 @@ enum Timer {
     Bind(ServiceId),
     Trigger(u64),
     Client(u64),
+    Names,
     Verdict,
     Watchdog,
     Status,
@@ -110,10 +113,11 @@ pub struct Master {
     triggers: HashMap<u64, (Trigger, mio::Token, ServiceId)>,
     signals: Signals,
     control: Control,
+    jobs: Jobs,
     reloading: Option<Reloading>,
     upgrading: Option<Upgrading>,
-    /// The version of the program before and the client who asked for the upgrade.
-    resumed: Option<(String, u64)>,
+    /// Another program has handed over just now.
+    resumed: Option<Resumed>,
     generation: Generation,
     spawner: Spawner,
     next_number: u64,
@@ -172,6 +176,7 @@ impl Master {
             triggers: HashMap::new(),
             signals,
             control,
+            jobs: Jobs::default(),
             reloading: None,
             upgrading: None,
             resumed: None,
@@ -263,7 +268,8 @@ impl Master {
             Source::Listen(id) => self.queue.push(id, Event::Knock),
             Source::Status(id, worker) => self.read_status(id, worker),
             Source::Trigger(number) => self.trigger_ready(number, writable),
-            Source::Names => self.names_ready(now),
+            Source::Names => self.names_ready(now, false),
+            Source::Jobs => self.begin_job(now),
             Source::Verdict => self.verdict_ready(now, false),
         }
     }
@@ -275,6 +281,7 @@ impl Master {
             Timer::Bind(id) => self.bind_again(now, id),
             Timer::Trigger(number) => self.end_trigger(number),
             Timer::Client(number) => self.end_client(number),
+            Timer::Names => self.names_ready(now, true),
             Timer::Verdict => self.verdict_ready(now, true),
             Timer::Watchdog => self.watchdog(now),
             Timer::Status => self.tell_status(now),
@@ -286,21 +293,21 @@ impl Master {
         for signal in self.signals.take() {
             match signal {
                 SIGCHLD => self.reap(),
-                SIGHUP if self.ending.is_none() => self.reload(now, None, Extent::All),
-                SIGHUP => {}
-                deadly => self.end(deadly),
+                SIGHUP => self.ask(now, Task::Reload { changed: false }, None),
+                deadly => self.end(now, deadly),
             }
         }
     }
 
     /// Ends every service and then the loop (P01): SIGTERM at once, SIGKILL when that does not help.
-    fn end(&mut self, signal: i32) {
-        if self.ending.is_some() {
-            return;
+    /// Nothing begins from here on.
+    fn end(&mut self, now: Time, signal: i32) {
+        if self.ending.is_none() {
+            Notice::Terminating { signal }.log();
+            self.ending = Some(signal);
+            self.cancel_jobs(now);
+            self.manager.stopping();
         }
-        Notice::Terminating { signal }.log();
-        self.manager.stopping();
-        self.ending = Some(signal);
         for id in self.services.keys().copied().collect::<Vec<_>>() {
             self.retire_service(id, Duration::ZERO);
         }

@@ -82,9 +82,15 @@ notices! {
     Info Reloaded { added: usize = 1_usize, removed: usize = 0_usize, changed: usize = 2_usize, kept: usize = 5_usize }
         => "reload done: {added} added, {removed} removed, {changed} changed, {kept} kept";
     /// The configuration has errors, each logged above. Nothing has changed: the services run as
-    /// before. Mend the files and reload again.
+    /// before. Fix the files and reload again.
     Error ReloadRefused { errors: String = "2 errors" }
         => "reload refused: {errors}; the running configuration stays in force";
+    /// `belfry diff`: the configuration is read and compared, and nothing is changed.
+    Info Diff { version: String = "0.1.0", directory: String = "/etc/belfry" }
+        => "diff -- version {version}, configuration {directory}";
+    /// A reload was in progress when the master was told to stop. It is not carried out.
+    Info ReloadCancelled
+        => "reload cancelled: the master is stopping";
     /// `belfry upgrade`: the program is asked whether it can go on from here.
     Info Upgrade { version: String = "0.1.0", program: String = "/usr/libexec/belfry/master" }
         => "upgrade -- version {version}, program {program}";

@@ -25,6 +25,9 @@ worker_proto::params! {
         strict_start: Flag = "yes";
         /// How long the workers of a removed service may take to finish their clients before SIGTERM.
         stop_grace: Time = "0s", "0s"..="1d";
+        /// How long a reload waits for the addresses of hosts that master.cf and inet_interfaces name.
+        /// Without them nothing changes.
+        resolver_timeout: Time = "60s", "1s"..="1h";
         /// How many workers of a service may be on their way up together when clients wait. Set it for
         /// one service with NAME_start_burst.
         start_burst: Count = "1", "1"..="1000";

@@ -22,6 +22,7 @@ use worker_proto::sys;
 
 use crate::avail::{Pool, WorkerId};
 use crate::control::SavedClient;
+use crate::jobs::Job;
 use crate::limits::Limit;
 use crate::service::{Endpoint, ServiceDef};
 use crate::wakeup::Alarm;
@@ -58,8 +59,11 @@ pub struct Snapshot {
     pub control: RawFd,
     /// Its clients.
     pub clients: Vec<SavedClient>,
-    /// Which of them asked for the upgrade.
+    /// Which of them asked for the upgrade: what a version without `jobs` needs to know.
     pub asker: u64,
+    /// What was asked for and is not done: the upgrade, and what waits for its end.
+    #[serde(default)]
+    pub jobs: Vec<Job>,
     /// The services, those that are being stopped as well.
     pub services: Vec<SavedService>,
 }
@@ -219,6 +223,7 @@ mod tests {
             control: 612,
             clients: Vec::new(),
             asker: 5,
+            jobs: Vec::new(),
             services: vec![service],
         }
     }

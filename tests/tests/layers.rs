@@ -47,6 +47,7 @@ const MASTER: &[&str] = &[
     "timer",
     "report",
     "request",
+    "jobs",
     // The system.
     "owner",
     "names",

@@ -6,10 +6,12 @@ use std::time::Duration;
 use mio::Interest;
 use worker_proto::clock::Time;
 
+use super::jobs::STOPPING;
 use super::service::Service;
-use super::{Extent, Master, Source, Timer};
+use super::{Master, Source, Timer};
 use crate::avail::Event;
 use crate::control::{Accepted, Client, Progress};
+use crate::jobs::Task;
 use crate::report::{self, Row, State, WorkerRow};
 use crate::request::Request;
 
@@ -81,6 +83,7 @@ impl Master {
 
     fn drop_client(&mut self, number: u64, client: &Client) {
         self.timers.set(Timer::Client(number), None);
+        self.jobs.leave(number);
         if let Some(token) = client.token {
             self.sources.remove(client.as_fd(), token);
         }
@@ -107,14 +110,14 @@ impl Master {
                 return self.feed_metrics(now, number);
             }
             Some(Request::MetricsFeed) => (1, "too many metrics feeds\n".to_owned()),
-            Some(Request::Reload { changed: false }) => {
-                return self.reload(now, Some(number), Extent::All);
+            Some(Request::Reload { changed }) => {
+                return self.ask(now, Task::Reload { changed }, Some(number));
             }
-            Some(Request::Reload { changed: true }) => {
-                return self.reload(now, Some(number), Extent::Changed);
+            Some(Request::Diff) => return self.ask(now, Task::Diff, Some(number)),
+            Some(Request::Upgrade(program)) => {
+                return self.ask(now, Task::Upgrade(program), Some(number));
             }
-            Some(Request::Diff) => return self.reload(now, Some(number), Extent::Look),
-            Some(Request::Upgrade(program)) => return self.upgrade(now, number, &program),
+            Some(Request::Reset(_)) if self.ending.is_some() => (1, STOPPING.to_owned()),
             Some(Request::Pid) => (0, format!("{}\n", std::process::id())),
             Some(Request::Metrics) => (0, report::metrics(&self.rows(now, None))),
             Some(Request::Status { name: None, json: false }) => {
@@ -149,7 +152,8 @@ impl Master {
 
     /// Forgets the failures of a service, and tries to bind what is not bound.
     fn reset(&mut self, now: Time, name: &str) -> (u8, String) {
-        let named = self.services.iter().filter(|(_, s)| has_name(s, name));
+        let running = self.services.iter().filter(|(_, s)| !s.pool.is_stopping());
+        let named = running.filter(|(_, s)| has_name(s, name));
         let ids: Vec<_> = named.map(|(id, _)| *id).collect();
         if ids.is_empty() {
             return (1, no_service(name));

@@ -36,63 +36,66 @@ pub(super) enum Extent {
 
 /// A reload that waits for the addresses of hosts.
 pub(super) struct Reloading {
-    /// Who asked for it over the control socket.
-    client: Option<u64>,
     extent: Extent,
     names: Names,
     pub(super) helper: Helper,
-    /// Another reload was asked for meanwhile.
-    again: bool,
 }
 
 impl Master {
-    /// Begins a reload. `client` gets the outcome.
-    pub(super) fn reload(&mut self, now: Time, client: Option<u64>, extent: Extent) {
-        if let Some(reloading) = &mut self.reloading {
-            // Several merge; the files are read once more when this one is done.
-            reloading.again = true;
-            if let Some(client) = client {
-                let text = "a reload is under way; the files will be read again after it\n";
-                self.answer(now, client, 0, text);
+    /// Begins a reload, or a look at what one would change.
+    pub(super) fn reload(&mut self, now: Time, extent: Extent) {
+        let (version, directory) = (version(), self.config.directory.display().to_string());
+        if extent == Extent::Look {
+            Notice::Diff { version, directory }.log();
+        } else {
+            Notice::Reload { version, directory }.log();
+            self.manager.reloading(now);
+            if let Err(fault) = worker_proto::log::reopen() {
+                Notice::Trouble { text: fault.to_string() }.log();
             }
-            return;
-        }
-        let directory = self.config.directory.display().to_string();
-        Notice::Reload { version: version(), directory }.log();
-        self.manager.reloading(now);
-        if let Err(fault) = worker_proto::log::reopen() {
-            Notice::Trouble { text: fault.to_string() }.log();
         }
         let names = Names::silent();
         let read = config::read(&self.config.directory, None, &names);
         if names.missing().is_empty() {
-            return self.finish_reload(now, client, extent, read);
+            return self.finish_reload(now, extent, read);
         }
         // A slow resolver stops nobody there. It writes a line for each host with its addresses.
         let mut command = Command::new(&self.birth.program);
         command.arg(RESOLVE_OPTION).args(names.missing()).stdin(Stdio::null());
         match Helper::start(command, &mut self.sources, Source::Names) {
             Ok(helper) => {
-                self.reloading = Some(Reloading { client, extent, names, helper, again: false });
+                self.reloading = Some(Reloading { extent, names, helper });
+                let end = now + self.config.master.resolver_timeout;
+                self.timers.set(Timer::Names, Some(end));
             }
             Err(e) => {
                 let fault = Fault::io("start a process to resolve names", &e);
-                self.finish_reload(now, client, extent, Err(fault.into()));
+                self.finish_reload(now, extent, Err(fault.into()));
             }
         }
     }
 
-    /// The helper process has answered, or ended.
-    pub(super) fn names_ready(&mut self, now: Time) {
+    /// The helper process has answered, or ended, or its time is over.
+    pub(super) fn names_ready(&mut self, now: Time, overdue: bool) {
         let Some(reloading) = &mut self.reloading else {
             return;
         };
-        if !reloading.helper.advance() {
+        let whole = reloading.helper.advance();
+        if !whole && !overdue {
             return;
         }
-        let Some(Reloading { client, extent, names, helper, again }) = self.reloading.take() else {
+        let Some(Reloading { extent, names, helper }) = self.reloading.take() else {
             return;
         };
+        self.timers.set(Timer::Names, None);
+        if !whole {
+            let _ = helper.end(&mut self.sources);
+            let hosts = names.missing().join(", ");
+            let limit = self.config.master.resolver_timeout.as_secs();
+            let cause = format!("no answer from the resolver within {limit}s (resolver_timeout)");
+            let fault = Fault::new(format!("resolve {hosts}"), cause);
+            return self.finish_reload(now, extent, Err(fault.into()));
+        }
         for line in helper.end(&mut self.sources).lines() {
             let mut words = line.split(' ');
             let host = words.next().unwrap_or("");
@@ -103,19 +106,10 @@ impl Master {
             names.learn(&host, Vec::new());
         }
         let read = config::read(&self.config.directory, None, &names);
-        self.finish_reload(now, client, extent, read);
-        if again {
-            self.reload(now, None, extent);
-        }
+        self.finish_reload(now, extent, read);
     }
 
-    fn finish_reload(
-        &mut self,
-        now: Time,
-        client: Option<u64>,
-        extent: Extent,
-        read: Result<Config, Problems>,
-    ) {
+    fn finish_reload(&mut self, now: Time, extent: Extent, read: Result<Config, Problems>) {
         let (code, text) = match read {
             Ok(config) if extent == Extent::Look => (0, self.describe(&config)),
             Ok(config) => (0, self.commit(now, config, extent == Extent::Changed)),
@@ -126,8 +120,19 @@ impl Master {
             self.manager.ready();
             self.status_changed(now);
         }
-        if let Some(client) = client {
-            self.answer(now, client, code, &text);
+        self.end_job(now, code, &text);
+    }
+
+    /// The master is stopping.
+    pub(super) fn cancel_reload(&mut self) {
+        let Some(Reloading { extent, helper, .. }) = self.reloading.take() else {
+            return;
+        };
+        self.timers.set(Timer::Names, None);
+        let _ = helper.end(&mut self.sources);
+        if extent != Extent::Look {
+            Notice::ReloadCancelled.log();
+            self.manager.ready();
         }
     }
 
@@ -351,7 +356,8 @@ impl Master {
     }
 
     pub(super) fn bind_again(&mut self, now: Time, id: ServiceId) {
-        if self.services.get(&id).is_some_and(|s| s.unbound.is_some()) {
+        let waits = |s: &Service| s.unbound.is_some() && !s.pool.is_stopping();
+        if self.services.get(&id).is_some_and(|s| waits(s)) {
             self.rebind(now, id);
         }
     }

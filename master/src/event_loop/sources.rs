@@ -25,6 +25,8 @@ pub(super) enum Source {
     Status(ServiceId, WorkerId),
     Trigger(u64),
     Names,
+    /// Not a descriptor: a job that waits for its turn.
+    Jobs,
     Verdict,
 }
 

@@ -17,19 +17,20 @@ use mio::Interest;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::SigSet;
 use nix::unistd::execv;
-use signal_hook::consts::{SIGCHLD, SIGHUP};
 use worker_proto::clock::Time;
 use worker_proto::diagnostic::Fault;
 use worker_proto::sys::{self, errno_text};
 
 use super::helper::Helper;
+use super::jobs::STOPPING;
 use super::reload::version;
 use super::service::{Live, Service, Unbound};
-use super::{Birth, Extent, Master, ServiceId, Source, Timer};
+use super::{Birth, Master, ServiceId, Source, Timer};
 use crate::channel::Channel;
 use crate::conf::Configured;
 use crate::config::Config;
 use crate::control::Control;
+use crate::jobs::{Job, Task};
 use crate::listen::Listener;
 use crate::notice::Notice;
 use crate::resume;
@@ -43,49 +44,38 @@ const MOST_REASONS: usize = 50;
 
 /// An upgrade whose program is being asked.
 pub(super) struct Upgrading {
-    client: u64,
     program: PathBuf,
     pub(super) helper: Helper,
 }
 
+/// Another program has handed over.
+pub(super) struct Resumed {
+    /// Its version.
+    version: String,
+    /// Who has asked for the upgrade.
+    clients: Vec<u64>,
+}
+
 impl Master {
-    /// Begins an upgrade to a program; `client` gets the outcome.
-    pub(super) fn upgrade(&mut self, now: Time, client: u64, program: &str) {
-        if let Some(busy) = self.is_busy() {
-            return self.answer(now, client, 1, &format!("upgrade refused: {busy}\n"));
-        }
+    /// Begins an upgrade to a program.
+    pub(super) fn upgrade(&mut self, now: Time, program: &str) {
         let program =
             if program.is_empty() { self.birth.program.clone() } else { PathBuf::from(program) };
         Notice::Upgrade { version: version(), program: program.display().to_string() }.log();
-        match self.ask_successor(client, &program) {
+        match self.ask_successor(&program) {
             Ok(helper) => {
-                self.upgrading = Some(Upgrading { client, program, helper });
+                self.upgrading = Some(Upgrading { program, helper });
                 self.timers.set(Timer::Verdict, Some(now + PATIENCE));
             }
             Err(e) => {
-                self.refuse_upgrade(
-                    now,
-                    client,
-                    &format!("{}: {}", program.display(), errno_text(&e)),
-                );
+                self.refuse_upgrade(now, &format!("{}: {}", program.display(), errno_text(&e)));
             }
         }
     }
 
-    /// What must come to its end in this program.
-    fn is_busy(&self) -> Option<&'static str> {
-        if self.ending.is_some() {
-            Some("the master is stopping")
-        } else if self.reloading.is_some() {
-            Some("a reload is under way")
-        } else {
-            self.upgrading.as_ref().map(|_| "an upgrade is under way")
-        }
-    }
-
-    fn ask_successor(&mut self, client: u64, program: &Path) -> io::Result<Helper> {
+    fn ask_successor(&mut self, program: &Path) -> io::Result<Helper> {
         let mut command = Command::new(program);
-        command.arg(resume::CHECK_OPTION).stdin(self.save(client).write()?);
+        command.arg(resume::CHECK_OPTION).stdin(self.save().write()?);
         Helper::start(command, &mut self.sources, Source::Verdict)
     }
 
@@ -94,68 +84,67 @@ impl Master {
         let Some(upgrading) = &mut self.upgrading else {
             return;
         };
-        if !upgrading.helper.advance() && !overdue {
+        let whole = upgrading.helper.advance();
+        if !whole && !overdue {
             return;
         }
-        let Some(Upgrading { client, program, helper }) = self.upgrading.take() else {
+        let Some(Upgrading { program, helper }) = self.upgrading.take() else {
             return;
         };
         self.timers.set(Timer::Verdict, None);
         let cut = helper.is_cut();
         let verdict = helper.end(&mut self.sources);
-        // Something may have begun since it was asked.
-        if let Some(busy) = self.is_busy() {
-            return self.refuse_upgrade(now, client, busy);
-        }
         let name = program.display();
-        let reason = if overdue {
+        let reason = if !whole {
             format!("{name} has not answered within {} s", PATIENCE.as_secs())
         } else if cut {
             format!("{name} says too much: {}", verdict.lines().next().unwrap_or_default())
         } else if verdict.starts_with(resume::CAN_RESUME) {
-            self.hand_over(now, client, &program)
+            // It comes back only when that has failed.
+            self.hand_over(now, &program)
         } else if verdict.trim().is_empty() {
             format!("{name} says nothing")
         } else {
             verdict.trim_end().to_owned()
         };
-        self.refuse_upgrade(now, client, &reason);
+        self.refuse_upgrade(now, &reason);
     }
 
-    fn refuse_upgrade(&mut self, now: Time, client: u64, reason: &str) {
+    fn refuse_upgrade(&mut self, now: Time, reason: &str) {
         for line in reason.lines().take(MOST_REASONS) {
             Notice::BadUpgrade { text: line.to_owned() }.log();
         }
-        Notice::UpgradeRefused { version: version() }.log();
         let last = Notice::UpgradeRefused { version: version() };
-        self.answer(now, client, 1, &format!("{reason}\n{last}\n"));
+        last.log();
+        self.end_job(now, 1, &format!("{reason}\n{last}\n"));
+    }
+
+    /// The master is stopping.
+    pub(super) fn cancel_upgrade(&mut self, now: Time) {
+        if let Some(Upgrading { helper, .. }) = self.upgrading.take() {
+            self.timers.set(Timer::Verdict, None);
+            let _ = helper.end(&mut self.sources);
+            self.refuse_upgrade(now, STOPPING.trim_end());
+        }
     }
 
     /// Executes the program. It returns with the reason when that fails, and all is as before.
-    fn hand_over(&mut self, now: Time, client: u64, program: &Path) -> String {
+    fn hand_over(&mut self, now: Time, program: &Path) -> String {
         // A signal from here on waits for the new program, which has no handler at first.
         let all = SigSet::all();
         if let Err(errno) = all.thread_block() {
             return format!("sigprocmask: {}", errno.desc());
         }
-        let mut deadly = None;
-        for signal in self.signals.take() {
-            match signal {
-                SIGCHLD => self.reap(),
-                // The new program reads the configuration anyway.
-                SIGHUP => {}
-                other => deadly = Some(other),
-            }
-        }
-        if let Some(signal) = deadly {
+        // What has come before takes its usual way: a reload waits for its turn, here or there.
+        self.take_signals(now);
+        if self.ending.is_some() {
             let _ = all.thread_unblock();
-            self.end(signal);
-            return "the master is stopping".to_owned();
+            return STOPPING.trim_end().to_owned();
         }
         // What was queued is known to no program but this one.
         self.settle(now);
         self.manager.reloading(now);
-        let error = self.execute_successor(client, program);
+        let error = self.execute_successor(program);
         self.inherit(false);
         let _ = all.thread_unblock();
         self.manager.ready();
@@ -163,10 +152,10 @@ impl Master {
     }
 
     /// Comes back with an error alone.
-    fn execute_successor(&self, client: u64, program: &Path) -> io::Error {
+    fn execute_successor(&self, program: &Path) -> io::Error {
         let text = |word: &std::ffi::OsStr| CString::new(word.as_bytes());
         let execute = || -> io::Result<()> {
-            let snapshot = self.save(client).write()?;
+            let snapshot = self.save().write()?;
             let (name, options) = self.birth.words.split_first().ok_or(io::ErrorKind::NotFound)?;
             let mut words = vec![
                 text(name)?,
@@ -203,7 +192,8 @@ impl Master {
         }
     }
 
-    fn save(&self, asker: u64) -> Snapshot {
+    fn save(&self) -> Snapshot {
+        let jobs = self.jobs.all();
         Snapshot {
             format: Snapshot::FORMAT,
             version: version(),
@@ -218,7 +208,8 @@ impl Master {
             locks: self.birth.locks.iter().map(|lock| lock.as_fd().as_raw_fd()).collect(),
             control: self.control.as_fd().as_raw_fd(),
             clients: self.control.save(),
-            asker,
+            asker: jobs.first().and_then(|job| job.clients.first()).copied().unwrap_or(0),
+            jobs,
             services: self.services.iter().map(|(id, s)| save_service(*id, s)).collect(),
         }
     }
@@ -238,7 +229,12 @@ impl Master {
         for saved in snapshot.services {
             master.adopt(saved).map_err(fault)?;
         }
-        master.resumed = Some((snapshot.version, snapshot.asker));
+        // The upgrade ends with a reload, for those who have asked for it.
+        let mut jobs = snapshot.jobs.into_iter();
+        let clients = jobs.next().map_or_else(|| vec![snapshot.asker], |upgrade| upgrade.clients);
+        master.jobs.put(Job { task: Task::Reload { changed: false }, clients: clients.clone() });
+        jobs.for_each(|job| master.jobs.put(job));
+        master.resumed = Some(Resumed { version: snapshot.version, clients });
         Ok(master)
     }
 
@@ -266,7 +262,7 @@ impl Master {
 
     /// The first turn of a master that was handed over: what happened meanwhile, then a reload.
     pub(super) fn go_on(&mut self, now: Time) {
-        let Some((old, asker)) = self.resumed.take() else {
+        let Some(Resumed { version: old, clients: askers }) = self.resumed.take() else {
             return;
         };
         let workers = self.services.values().map(|s| s.workers.len()).sum();
@@ -279,11 +275,13 @@ impl Master {
             // One whose answer is not read yet becomes writable in its turn.
             self.queue.again(Source::Client(number));
         }
-        if let Some(client) = self.control.client(asker) {
-            client.preface = format!("{notice}\n");
+        for asker in askers {
+            if let Some(client) = self.control.client(asker) {
+                client.preface = format!("{notice}\n");
+            }
         }
         self.reap();
-        self.reload(now, Some(asker), Extent::All);
+        self.queue.again(Source::Jobs);
     }
 }
 
