@@ -13,7 +13,8 @@ use worker_proto::diagnostic::Fault;
 use worker_proto::server::{self, Configured};
 use worker_proto::single::{Others, Single};
 
-use crate::maildrop::Limits;
+use crate::maildrop::{Limits, MAX_RECIPIENTS};
+use crate::message::Message;
 use crate::networks::Networks;
 use crate::params::{SmtpdParams, SubmitParams};
 use crate::smtp::server::{Answer, Backend, Config, Envelope, Server};
@@ -96,9 +97,14 @@ impl Smtpd {
         };
         let name = source.to_string();
         debug!("connect from {name}");
+        let mut config = self.config.clone();
+        if let Source::User(_) = source {
+            // sendmail(1) hands a message in whole or not at all.
+            config.recipient_limit = config.recipient_limit.max(MAX_RECIPIENTS);
+        }
         let mut backend = Desk { source, host: &self.host, qmgr: &mut self.qmgr };
         let terms = Terms { timeout: self.timeout, stress_timeout: self.stress_timeout, others };
-        match converse(client, Server::new(self.config.clone()), &mut backend, terms) {
+        match converse(client, Server::new(config), &mut backend, terms) {
             Ending::Closed => debug!("disconnect from {name}"),
             Ending::Lost => info!("lost connection with {name}"),
             Ending::TimedOut => info!("timeout with {name}"),
@@ -147,7 +153,10 @@ impl Backend for Desk<'_> {
         }
         let recipients = envelope.recipients.clone();
         let sender = &envelope.sender;
-        let submission = self.host.submission(&body, sender, recipients, &source, clock::wall());
+        let message = Message::parse(&body);
+        // It may be large.
+        drop(body);
+        let submission = self.host.completed(message, sender, recipients, &source, clock::wall());
         let answer = match submission {
             Ok(submission) => self.qmgr.offer(&submission),
             Err(answer) => answer,

@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use delivery_agent::maildrop;
 use delivery_agent::smtp::server::{Answer, Backend, Config, Envelope, Server};
-use delivery_agent::smtpd::converse;
+use delivery_agent::smtpd::{Ending, converse};
 use delivery_agent::wire::{Lane, Submission};
+use worker_proto::clock::Time;
 
 /// An instance without daemons.
 fn instance() -> tempfile::TempDir {
@@ -93,7 +94,7 @@ fn m2_every_failure_has_its_status_and_one_line() {
     fs::remove_dir(dir.path().join("maildrop")).unwrap();
     let (got, text) = sendmail(dir.path(), &["a@x"], mail);
     assert_eq!(got, Some(75), "{text}");
-    assert!(text.contains("connect public/submit: ") && text.contains(" maildrop: "), "{text}");
+    assert!(text.contains("public/submit: connect: ") && text.contains(" maildrop: "), "{text}");
     fs::write(dir.path().join("main.cf"), "message_size_limit = x\nmax_use = x\n").unwrap();
     assert_eq!(sendmail(dir.path(), &["a@x"], mail).0, Some(78));
     fs::remove_file(dir.path().join("main.cf")).unwrap();
@@ -123,6 +124,19 @@ impl Backend for Desk {
     }
 }
 
+fn config() -> Config {
+    Config {
+        hostname: "h".to_owned(),
+        banner: "h".to_owned(),
+        message_size_limit: 0,
+        line_length_limit: 2048,
+        recipient_limit: 100,
+        error_limit: 20,
+        junk_limit: 100,
+        forbidden: Vec::new(),
+    }
+}
+
 #[test]
 fn m2_what_smtpd_answers_is_the_exit_status() {
     for (answer, recipient, code, waits) in [
@@ -138,17 +152,7 @@ fn m2_what_smtpd_answers_is_the_exit_status() {
         thread::scope(|scope| {
             scope.spawn(|| {
                 let (stream, _) = listener.accept().unwrap();
-                let server = Server::new(Config {
-                    hostname: "h".to_owned(),
-                    banner: "h".to_owned(),
-                    message_size_limit: 0,
-                    line_length_limit: 2048,
-                    recipient_limit: 100,
-                    error_limit: 20,
-                    junk_limit: 100,
-                    forbidden: Vec::new(),
-                });
-                converse(stream, server, &mut Desk(answer), Duration::from_secs(20));
+                converse(stream, Server::new(config()), &mut Desk(answer), Duration::from_secs(20));
             });
             let (got, text) = sendmail(dir.path(), &[recipient], "Subject: s\n\nx\n");
             assert_eq!(got, Some(code), "{answer}: {text}");
@@ -156,6 +160,116 @@ fn m2_what_smtpd_answers_is_the_exit_status() {
         });
         assert_eq!(dropped(dir.path()).len(), waits, "{answer}");
     }
+}
+
+/// Runs a program under a shell's redirections.
+fn shell(config: &Path, script: &str) -> (Option<i32>, String) {
+    let script = script.replace("SENDMAIL", env!("CARGO_BIN_EXE_sendmail"));
+    let output =
+        Command::new("sh").arg("-c").arg(script).env("MAIL_CONFIG", config).output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+/// A closed descriptor 0 was an empty mail with exit status 0.
+#[test]
+fn a_closed_standard_input_is_an_error_and_an_empty_one_is_not() {
+    let dir = instance();
+    let (code, text) = shell(dir.path(), "SENDMAIL a@x <&-");
+    assert_eq!((code, text.as_str()), (Some(66), "sendmail: fatal: standard input is closed\n"));
+    assert!(dropped(dir.path()).is_empty());
+    assert_eq!(shell(dir.path(), "SENDMAIL a@x </dev/null"), (Some(0), String::new()));
+    assert_eq!(dropped(dir.path()).len(), 1);
+}
+
+/// A Latin-1 recipient became another one, with U+FFFD in it, and the exit status was 0.
+#[test]
+fn a_recipient_that_is_not_utf_8_is_refused() {
+    let dir = instance();
+    let latin = "$(printf 'M\\374ller@x')";
+    for script in [
+        format!("SENDMAIL \"{latin}\" </dev/null"),
+        format!("SENDMAIL -f \"{latin}\" a@x </dev/null"),
+        format!("echo \"To: {latin}\" | SENDMAIL -t"),
+    ] {
+        let (code, text) = shell(dir.path(), &script);
+        assert_eq!(code, Some(65), "{script}: {text}");
+        assert!(text.contains("it is not UTF-8"), "{text}");
+    }
+    assert!(dropped(dir.path()).is_empty());
+}
+
+/// While the system was down, what it would have refused was taken.
+#[test]
+fn the_limits_hold_while_the_system_is_down() {
+    let dir = instance();
+    let big = "Subject: big\n\n".to_owned() + &"0123456789\n".repeat(1_000_000);
+    let (code, text) = sendmail(dir.path(), &["a@x"], &big);
+    assert_eq!(code, Some(69), "{text}");
+    assert!(text.contains("larger than message_size_limit (10240000 bytes)"), "{text}");
+    assert_eq!(sendmail(dir.path(), &["a@"], "x\n").0, Some(65));
+    let many: Vec<_> = (0..50_001).map(|n| format!("user{n}@x")).collect();
+    let (code, text) = sendmail(dir.path(), &["-t"], &format!("To: {}\n\nx\n", many.join(", ")));
+    assert_eq!(code, Some(65), "{text}");
+    assert_eq!(fs::read_dir(dir.path().join("maildrop")).unwrap().count(), 0, "nothing is left");
+    // A large one that is within the limit is as it was.
+    let big = "Subject: big\n\n".to_owned() + &"0123456789\n".repeat(300_000);
+    assert_eq!(sendmail(dir.path(), &["a@x"], &big), (Some(0), String::new()));
+    let body = dropped(dir.path()).remove(0).body;
+    assert!(body.ends_with(&b"0123456789\r\n".repeat(300_000)));
+    assert!(body.starts_with(b"Received: by h.example (Belfry, from userid "));
+}
+
+/// More than 1,000 recipients were queued in part, with exit status 75: who tried again doubled them.
+#[test]
+fn a_message_is_handed_in_whole_or_not_at_all() {
+    for (to, taken, waits) in [(100, 1, 0), (2000, 0, 1)] {
+        let dir = instance();
+        let listener = UnixListener::bind(dir.path().join("public/submit")).unwrap();
+        let to: Vec<_> = (0..to).map(|n| format!("user-with-a-long-name-{n}@x.example")).collect();
+        let mut desk = Desk("250 2.0.0 Ok: queued as X");
+        let ended = thread::scope(|scope| {
+            let server = scope.spawn(|| {
+                let (stream, _) = listener.accept().unwrap();
+                converse(stream, Server::new(config()), &mut desk, Duration::from_secs(20))
+            });
+            let input = format!("To: {}\n\nx\n", to.join(", "));
+            assert_eq!(sendmail(dir.path(), &["-t"], &input), (Some(0), String::new()));
+            server.join().unwrap()
+        });
+        // The server has a limit of 100, and sees the end of a client that has not handed in a thing.
+        assert_eq!(ended == Ending::Closed, taken == 1, "{ended:?}");
+        let dropped = dropped(dir.path());
+        assert_eq!(dropped.len(), waits);
+        assert!(dropped.iter().all(|message| message.recipients.len() == 2000));
+    }
+}
+
+/// With smtpd's configuration bad each mail waited for a minute: somebody listens and nobody comes.
+#[test]
+fn without_a_greeting_the_drop_directory_is_used_within_seconds() {
+    let dir = instance();
+    let _listener = UnixListener::bind(dir.path().join("public/submit")).unwrap();
+    let start = Time::now();
+    assert_eq!(sendmail(dir.path(), &["a@x"], "x\n"), (Some(0), String::new()));
+    assert!(Time::now().since(start) < Duration::from_secs(15));
+    let origin = &dropped(dir.path())[0].origin;
+    let want = "by maildrop (public/submit: timed out while waiting for the greeting)";
+    assert!(origin.ends_with(want), "{origin}");
+}
+
+/// 100 MB on standard input took 485 MB of memory.
+#[test]
+fn a_large_message_is_not_kept_in_memory() {
+    let dir = instance();
+    let path = dir.path().display();
+    let text =
+        format!("queue_directory = {path}\nmyhostname = h.example\nmessage_size_limit = 0\n");
+    fs::write(dir.path().join("main.cf"), text).unwrap();
+    let script = "ulimit -v 60000; { echo 'Subject: x'; echo; yes 0123456789 | head -c 100000000; } \
+                  | SENDMAIL a@x";
+    assert_eq!(shell(dir.path(), script), (Some(0), String::new()));
+    let file = fs::read_dir(dir.path().join("maildrop")).unwrap().next().unwrap().unwrap();
+    assert!(file.metadata().unwrap().len() > 100_000_000);
 }
 
 #[test]

@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::net::TcpStream;
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::process::Stdio;
 use std::time::Duration;
 
 use belfry_tests::instance::{Instance, account};
@@ -102,4 +104,68 @@ fn no_file_in_maildrop_keeps_another_one_waiting() {
     instance.log().wait_for_count(": removed", 2);
     assert_eq!(fs::read_dir(&maildrop).unwrap().count(), 1, "the directory corrupt alone");
     instance.finish(&["moved to corrupt/"]);
+}
+
+/// sendmail as an ordinary user has it: with the group of maildrop, which may not read that directory.
+fn as_user(instance: &Instance, words: &[&str], text: &str) -> (i32, String) {
+    let mut command = instance.command("sendmail");
+    command.uid(65534).gid(account().gid.as_raw()).args(words);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("sendmail was built");
+    let _ = child.stdin.take().expect("it is a pipe").write_all(text.as_bytes());
+    let output = child.wait_with_output().expect("it is our child");
+    (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// It said "Permission denied" (77) for mail that it had stored: the caller tried again and doubled it.
+#[test]
+fn a_user_whose_mail_is_stored_while_the_system_is_down_is_told_so() {
+    let relay = Relay::kind();
+    let mut instance = Instance::new();
+    instance.parameter("relayhost", &relay.name());
+    instance.write();
+    assert_eq!(as_user(&instance, &["b@y.example"], "Subject: x\n\nx\n"), (0, String::new()));
+    let large = "0123456789\n".repeat(200_000);
+    assert_eq!(as_user(&instance, &["c@y.example"], &large), (0, String::new()));
+    instance.start();
+    wait::until("two messages", wait::LONG, || (relay.taken().len() == 2).then_some(()));
+    instance.log().wait_for("origin=uid 65534 by maildrop");
+    instance.log().wait_for_count(": removed", 2);
+    instance.finish(&[]);
+}
+
+/// More than 1,000 recipients were queued in part, with exit status 75; now they are one message.
+#[test]
+fn a_message_to_many_is_handed_in_whole() {
+    let relay = Relay::kind();
+    let mut instance = Instance::new();
+    instance.parameter("relayhost", &relay.name()).start();
+    let to: Vec<_> = (0..5000).map(|n| format!("user{n}@y.example")).collect();
+    let text = format!("To: {}\nSubject: x\n\nx\n", to.join(",\n "));
+    assert_eq!(as_user(&instance, &["-t"], &text), (0, String::new()));
+    instance.log().wait_for("nrcpt=5000");
+    assert_eq!(instance.log().count("lost connection"), 0);
+    // Whole, and what a user hands in cannot be more than that.
+    let (status, said) = as_user(&instance, &["-f", "a@x.example", "b@"], "x\n");
+    assert_eq!(status, 65, "{said}");
+    let (status, said) = as_user(&instance, &["b@y.example"], &"0123456789\n".repeat(1_000_000));
+    assert_eq!(status, 69, "{said}");
+    wait::until("all recipients", wait::LONG * 2, || {
+        (relay.taken().iter().map(|t| t.recipients.len()).sum::<usize>() >= 5000).then_some(())
+    });
+    instance.log().wait_for(": removed");
+    instance.finish(&[]);
+}
+
+/// With smtpd's configuration bad, every mail waited for a minute.
+#[test]
+fn mail_is_taken_within_seconds_while_smtpd_cannot_start() {
+    let relay = Relay::kind();
+    let mut instance = Instance::new();
+    instance.parameter("relayhost", &relay.name()).parameter("smtpd_timeout", "soon").start();
+    let start = Time::now();
+    assert_eq!(as_user(&instance, &["b@y.example"], "Subject: x\n\nx\n"), (0, String::new()));
+    assert!(Time::now().since(start) < Duration::from_secs(20));
+    instance.log().wait_for("smtpd_timeout");
+    instance.finish_with(&["smtpd"], &["bad command startup", "process ", "configuration"]);
 }

@@ -7,6 +7,7 @@ use worker_proto::sys::LocalTime;
 use super::options::Options;
 use super::{EX_DATAERR, EX_NOINPUT, Failure};
 use crate::address;
+use crate::maildrop::MAX_RECIPIENTS;
 use crate::message::{self, Message};
 
 /// A message with its envelope.
@@ -14,20 +15,18 @@ use crate::message::{self, Message};
 pub(super) struct Letter {
     pub(super) sender: String,
     pub(super) recipients: Vec<String>,
-    /// With CRLF line ends.
-    pub(super) body: Vec<u8>,
+    /// The message, with or without its body.
+    pub(super) message: Message,
 }
 
-/// Makes the letter out of the options and the input.
+/// Makes the letter out of the options and what was read.
 pub(super) fn letter(
     options: &Options,
     common: &CommonParams,
     login: &str,
     full_name: Option<&str>,
-    input: &[u8],
+    mut message: Message,
 ) -> Result<Letter, Failure> {
-    let text = if options.ignore_dots { input } else { until_dot(input) };
-    let mut message = Message::parse(text);
     // Several recipients may stand in one word, as in a header.
     let mut recipients: Vec<String> =
         options.recipients.iter().flat_map(|word| address::list(word)).collect();
@@ -36,6 +35,10 @@ pub(super) fn letter(
     }
     let mut seen = std::collections::HashSet::new();
     recipients.retain(|r| seen.insert(r.clone()));
+    if recipients.len() > MAX_RECIPIENTS {
+        let text = format!("more than {MAX_RECIPIENTS} recipients; send the message in parts");
+        return Err(Failure::new(EX_DATAERR, text));
+    }
     if recipients.is_empty() {
         let cause = match options.from_header {
             true => "no recipients in the header or on the command line",
@@ -64,19 +67,7 @@ pub(super) fn letter(
     message.drop_private();
     let date = LocalTime::at(now).date_header();
     message.complete(&from, &date, &message::message_id(now, &common.myhostname));
-    Ok(Letter { sender, recipients, body: message.to_bytes() })
-}
-
-/// The input up to a line with a single dot.
-fn until_dot(input: &[u8]) -> &[u8] {
-    let mut at = 0;
-    for line in input.split_inclusive(|&b| b == b'\n') {
-        if line.trim_ascii_end() == b"." && line.starts_with(b".") {
-            return &input[..at];
-        }
-        at += line.len();
-    }
-    input
+    Ok(Letter { sender, recipients, message })
 }
 
 /// To, Cc and Bcc; or, if there is any of them, only Resent-To, Resent-Cc and Resent-Bcc.
@@ -120,11 +111,12 @@ mod tests {
         let common = CommonParams::read(&mut main_cf).unwrap();
         let words = line.split(' ').filter(|w| !w.is_empty()).map(str::to_owned);
         let options = options::parse("sendmail", words).unwrap();
-        letter(&options, &common, "joe", Some("Joe \"J\" Doe"), input.as_bytes())
+        let message = Message::parse(input.as_bytes());
+        letter(&options, &common, "joe", Some("Joe \"J\" Doe"), message)
     }
 
     fn text(letter: &Letter) -> String {
-        String::from_utf8(letter.body.clone()).unwrap()
+        String::from_utf8(letter.message.to_bytes()).unwrap()
     }
 
     #[test]
@@ -162,13 +154,6 @@ mod tests {
         assert!(text(&letter).ends_with("\r\n\r\nhello there\r\nx: y\r\n"));
         let empty = compose("a@x", "").unwrap();
         assert!(text(&empty).ends_with(">\r\n\r\n"), "{:?}", text(&empty));
-    }
-
-    #[test]
-    fn a_single_dot_ends_the_message_unless_ignored() {
-        let input = "S: x\n\na\n.\nb\n";
-        assert!(text(&compose("a@x", input).unwrap()).ends_with("a\r\n"));
-        assert!(text(&compose("-i a@x", input).unwrap()).ends_with("a\r\n.\r\nb\r\n"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::maildrop::Limits;
 use crate::smtp::server::{Answer, Backend, Config, Envelope, Server};
 use crate::smtpd::converse;
 
@@ -83,14 +84,24 @@ impl<F: FnMut(&str, &[String], &[u8]) -> Answer> Backend for Taker<F> {
     }
 }
 
+/// Whether smtpd has something to say in time.
+pub(super) fn greets(stream: &UnixStream, within: Duration) -> bool {
+    let timeout = PollTimeout::try_from(within).unwrap_or(PollTimeout::MAX);
+    poll(&mut [PollFd::new(stream.as_fd(), PollFlags::POLLIN)], timeout).is_ok_and(|n| n > 0)
+}
+
 /// Is the server itself, as smtpd does not answer.
-pub(super) fn serve(hostname: &str, take: impl FnMut(&str, &[String], &[u8]) -> Answer) {
+pub(super) fn serve(
+    hostname: &str,
+    limits: Limits,
+    take: impl FnMut(&str, &[String], &[u8]) -> Answer,
+) {
     let server = Server::new(Config {
         hostname: hostname.to_owned(),
         banner: format!("{hostname} ESMTP"),
-        message_size_limit: 0,
+        message_size_limit: limits.bytes,
         line_length_limit: 2048,
-        recipient_limit: 1000,
+        recipient_limit: limits.recipients,
         error_limit: 20,
         junk_limit: 100,
         forbidden: Vec::new(),
