@@ -314,10 +314,10 @@ fn end_group(request: &Request, running: &Running) -> Outcome {
     }
     let _ = kill(pid, Signal::SIGKILL);
     if let Ok(config) = config::read(&request.directory, None, &Names::asking()) {
-        let root = &config.master.cgroup_root;
-        let groups = config.services.iter();
-        let groups = groups.filter_map(|s| limits::cgroup(root, &s.def.ext_name, &s.limits));
-        groups.for_each(|group| cgroup::end(&group));
+        let root = Path::new(&config.master.cgroup_root);
+        if !root.as_os_str().is_empty() {
+            cgroup::end_all(root, limits::CGROUP_PREFIX);
+        }
     }
     if wait_for_end(&running.queue, STOP_TIME)? { Ok(()) } else { fail("the master does not end") }
 }

@@ -1,7 +1,8 @@
 //! cgroup - control groups of services (cgroups(7), version 2)
 //!
 //! `cgroup_root` names a group that was delegated to the master. Processes live in its leaves alone:
-//! the master moves to a group of its own there, and a service that asks for it gets one by its name.
+//! the master moves to a group of its own there, and a service that asks for it gets one, which no
+//! other service has before the last process of this one has ended.
 //! What such a service has started, and what left its process group, ends with the group (W23).
 
 use std::fs;
@@ -73,6 +74,13 @@ pub fn end(group: &Path) {
         // Its last process may take a moment to go; an empty group that stays is used again.
         let _ = fs::remove_dir(group);
     }
+}
+
+/// Ends every group below the delegated one whose name starts like this.
+pub fn end_all(root: &Path, prefix: &str) {
+    let groups = fs::read_dir(root).into_iter().flatten().flatten();
+    let ours = groups.filter(|group| group.file_name().to_string_lossy().starts_with(prefix));
+    ours.for_each(|group| end(&group.path()));
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Fault> {

@@ -107,16 +107,28 @@ pub fn parameter_prefix(service: &str) -> String {
     service.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
 }
 
-/// The control group of a service below `root`; None when it asks for none, or none was delegated.
+/// Whether a service with these limits has a control group.
 #[must_use]
-pub fn cgroup(root: &str, service: &str, limits: &[Limit]) -> Option<PathBuf> {
-    let asks = limits.iter().any(|limit| match limit.setting {
+pub fn ask_for_cgroup(limits: &[Limit]) -> bool {
+    limits.iter().any(|limit| match limit.setting {
         Setting::Cgroup | Setting::CgroupMemory | Setting::CgroupPids => true,
         Setting::Rlimit(_) | Setting::Nice | Setting::OomScore | Setting::NoNewPrivs => false,
-    });
-    // A prefix keeps a service of the name "master" out of the master's group.
-    let group = || Path::new(root).join(format!("service-{}", parameter_prefix(service)));
-    (asks && !root.is_empty()).then(group)
+    })
+}
+
+/// What the name of a service's control group starts with: it keeps a service of the name "master" out
+/// of the master's group.
+pub const CGROUP_PREFIX: &str = "service-";
+
+/// The control group of a service, below `root`: by its name and type, as services of several types may
+/// have one name. `taken` are the groups of others, of which one may be on its way out; a group that
+/// two shared would be killed for both.
+#[must_use]
+pub fn cgroup(root: &Path, service: &str, kind: &str, taken: &dyn Fn(&Path) -> bool) -> PathBuf {
+    let name = format!("{CGROUP_PREFIX}{}.{kind}", parameter_prefix(service));
+    let names = std::iter::once(name.clone()).chain((2..).map(|n: u32| format!("{name}.{n}")));
+    let mut groups = names.map(|name| root.join(name));
+    groups.find(|group| !taken(group)).unwrap_or_else(|| root.join(name))
 }
 
 /// Reads the limits of a service.
@@ -273,12 +285,28 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_asks_has_a_control_group_by_its_name() {
-        let group = |root, word| cgroup(root, "127.0.0.1:25", &from_word(word).unwrap());
-        let path = Some(PathBuf::from("/g/service-127_0_0_1_25"));
-        assert_eq!(group("/g", "cgroup=yes"), path);
-        assert_eq!(group("/g", "nice=1,cgroup_pids_max=9:9"), path);
-        assert_eq!(group("/g", "nice=1"), None);
-        assert_eq!(group("", "cgroup=yes"), None);
+    fn a_service_that_asks_has_a_control_group() {
+        let asks = |word| ask_for_cgroup(&from_word(word).unwrap());
+        assert!(asks("cgroup=yes") && asks("nice=1,cgroup_pids_max=9:9"));
+        assert!(!asks("nice=1") && !asks(""));
+    }
+
+    /// Two types of one name had one group, and the end of one service was that of the other's workers.
+    #[test]
+    fn no_two_services_have_the_same_control_group() {
+        let mut taken: Vec<PathBuf> = Vec::new();
+        for (name, kind) in [
+            ("127.0.0.1:25", "inet"),
+            ("a", "unix"),
+            ("a", "unix-dgram"),
+            ("a", "unix"),
+            ("a", "unix"),
+        ] {
+            let group = cgroup(Path::new("/g"), name, kind, &|g| taken.iter().any(|t| t == g));
+            assert!(!taken.contains(&group));
+            taken.push(group);
+        }
+        let want = ["127_0_0_1_25.inet", "a.unix", "a.unix-dgram", "a.unix.2", "a.unix.3"];
+        assert_eq!(taken, want.map(|name| PathBuf::from(format!("/g/service-{name}"))));
     }
 }

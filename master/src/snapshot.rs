@@ -82,6 +82,8 @@ pub struct SavedService {
     pub files: Vec<Option<(u64, u64)>>,
     pub workers: Vec<SavedWorker>,
     pub unbound: Option<SavedUnbound>,
+    #[serde(default)]
+    pub group: Option<PathBuf>,
 }
 
 /// A worker's process.
@@ -207,6 +209,7 @@ mod tests {
                 channel: 601,
             }],
             unbound: None,
+            group: None,
         };
         Snapshot {
             format: FORMAT,

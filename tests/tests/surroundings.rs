@@ -108,7 +108,7 @@ fn w23_a_service_with_a_control_group_ends_with_all_it_has_started() {
         client.ask("orphan").unwrap().parse::<i32>().unwrap()
     };
     let (grouped, free) = (orphan("a"), orphan("b"));
-    let members = fs::read_to_string(group.join("service-a/cgroup.procs")).unwrap();
+    let members = fs::read_to_string(group.join("service-a.unix/cgroup.procs")).unwrap();
     assert!(members.lines().any(|pid| pid == grouped.to_string()), "{grouped}: {members}");
     fs::write(instance.config().join("master.cf"), "c unix n n n - 3 probe_worker\n").unwrap();
     assert!(instance.belfry(&["reload"]).status.success());
@@ -158,5 +158,70 @@ fn an_ordinary_user_may_run_a_master_for_trials() {
     assert_eq!(report["uid"], [uid.as_str(); 4].join(" "));
     let status = as_user(&instance, "belfry", &["status", "--json"]);
     assert!(String::from_utf8_lossy(&status.stdout).contains("\"served\":"), "{status:?}");
+    instance.finish(&[]);
+}
+
+/// A directory that stands for a delegated control group: what the master writes where.
+fn stand_in(instance: &Instance) -> PathBuf {
+    let group = instance.root().join("group");
+    fs::create_dir(&group).expect("/tmp has room");
+    fs::write(group.join("cgroup.procs"), "").expect("/tmp has room");
+    fs::write(group.join("cgroup.controllers"), "").expect("/tmp has room");
+    group
+}
+
+/// Services of two types had one group by their name, and the end of one killed the other's workers.
+#[test]
+fn the_end_of_a_service_kills_no_worker_of_another_one() {
+    let mut instance = Instance::bare();
+    let group = stand_in(&instance);
+    instance
+        .parameter("cgroup_root", &group.display().to_string())
+        .parameter("a_cgroup", "yes")
+        .service("a unix n n n - 3 probe_worker")
+        .service("a fifo y n n - 3 probe_worker");
+    instance.start();
+    let public = instance.queue().join("public/a");
+    // What a worker of each has made.
+    fs::create_dir(group.join("service-a.fifo")).unwrap();
+    fs::write(instance.config().join("master.cf"), "a unix n n n - 3 probe_worker\n").unwrap();
+    assert!(instance.belfry(&["reload"]).status.success());
+    let _client = Probe::unix(&public).unwrap().report().unwrap();
+    let killed = |name: &str| group.join(name).join("cgroup.kill").exists();
+    assert!(killed("service-a.fifo"));
+    assert!(group.join("service-a.unix").exists() && !killed("service-a.unix"));
+    instance.finish(&[]);
+    assert!(killed("service-a.unix"), "it ends with its own service");
+}
+
+/// A service that came back while the workers of its predecessor still had their time shared their
+/// group, and was killed with it.
+#[test]
+fn a_service_that_comes_back_has_another_group_while_the_old_one_ends() {
+    let mut instance = Instance::bare();
+    let group = stand_in(&instance);
+    instance
+        .parameter("cgroup_root", &group.display().to_string())
+        .parameter("stop_grace", "1h")
+        .parameter("a_cgroup", "yes")
+        .service("a unix n n n - 3 probe_worker");
+    instance.start();
+    let path = instance.queue().join("public/a");
+    let mut old = Probe::unix(&path).unwrap();
+    old.ask("hold").unwrap();
+    let table = instance.config().join("master.cf");
+    for text in ["b unix n n n - 3 probe_worker\n", "a unix n n n - 3 probe_worker\n"] {
+        fs::write(&table, text).unwrap();
+        assert!(instance.belfry(&["reload"]).status.success());
+    }
+    let mut new = Probe::unix(&path).unwrap();
+    new.ask("hold").unwrap();
+    drop(old);
+    let killed = |name: &str| group.join(name).join("cgroup.kill").exists();
+    wait::until("the old service to be gone", wait::LONG, || {
+        killed("service-a.unix").then_some(())
+    });
+    assert!(group.join("service-a.unix.2").exists() && !killed("service-a.unix.2"));
+    assert!(new.ask("hold").is_ok());
     instance.finish(&[]);
 }

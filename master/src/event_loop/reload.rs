@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -12,12 +13,13 @@ use worker_proto::clock::Time;
 use worker_proto::diagnostic::Fault;
 
 use super::helper::Helper;
-use super::service::{Service, group_of, prepare_groups};
+use super::service::{Service, has_group, prepare_groups};
 use super::{Master, ServiceId, Source, Timer};
 use crate::avail::Event;
 use crate::cgroup;
 use crate::conf::{self, Changes, Configured};
 use crate::config::{self, Config, Problems};
+use crate::limits;
 use crate::listen::Listener;
 use crate::names::{Names, RESOLVE_OPTION};
 use crate::notice::Notice;
@@ -237,7 +239,26 @@ impl Master {
             }
         }
         self.services.insert(id, Box::new(service));
+        self.claim_group(id);
         id
+    }
+
+    /// Gives a service that asks for a control group one that no other has, for as long as it is there.
+    fn claim_group(&mut self, id: ServiceId) {
+        let root = Path::new(&self.config.master.cgroup_root);
+        let Some(service) = self.services.get(&id) else { return };
+        let has_one = service.group.as_ref().is_some_and(|group| group.parent() == Some(root));
+        if has_one || !has_group(&service.configured, &self.config) {
+            return;
+        }
+        let key = &service.configured.def.key;
+        let taken =
+            |group: &Path| self.services.values().any(|s| s.group.as_deref() == Some(group));
+        let name = &service.configured.def.ext_name;
+        let group = limits::cgroup(root, name, key.transport.name(), &taken);
+        if let Some(service) = self.services.get_mut(&id) {
+            service.group = Some(group);
+        }
     }
 
     pub(super) fn start(&mut self, now: Time, id: ServiceId) {
@@ -280,8 +301,7 @@ impl Master {
     pub(super) fn forget(&mut self, id: ServiceId) {
         let service = self.services.remove(&id);
         // What its workers have started and left behind.
-        let group = service.and_then(|s| group_of(&s.configured, &self.config));
-        group.iter().for_each(|group| cgroup::end(group));
+        service.and_then(|s| s.group).iter().for_each(|group| cgroup::end(group));
         self.timers.set(Timer::Policy(id), None);
     }
 
@@ -300,6 +320,10 @@ impl Master {
         let moved = service.configured.def.endpoints != configured.def.endpoints;
         let rules = configured.rules.clone();
         service.redefine(now, configured);
+        self.claim_group(id);
+        let Some(service) = self.services.get_mut(&id) else {
+            return;
+        };
         service.listeners.iter().for_each(|l| l.set_backlog(backlog));
         self.timers.set(Timer::Wakeup(id), service.alarm.next());
         if moved {

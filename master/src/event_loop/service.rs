@@ -37,6 +37,8 @@ pub(super) struct Service {
     pub(super) wants_listen: bool,
     pub(super) workers: HashMap<WorkerId, Live>,
     pub(super) unbound: Option<Unbound>,
+    /// Its control group, from when it was first asked for.
+    pub(super) group: Option<PathBuf>,
     /// Made with the first worker; most services of a large table never have one.
     image: Option<SpawnImage>,
 }
@@ -72,6 +74,7 @@ impl Service {
             wants_listen: false,
             workers: HashMap::new(),
             unbound: None,
+            group: None,
             image: None,
         }
     }
@@ -118,7 +121,7 @@ impl Service {
         let listen = ListenFds::new(self.listeners.iter().map(AsFd::as_fd))?;
         let image = match &mut self.image {
             Some(image) => image,
-            empty => empty.insert(image(&self.configured, birth, config)?),
+            empty => empty.insert(image(&self.configured, self.group.as_deref(), birth, config)?),
         };
         let launch =
             spawner.spawn(image, generation, stress, status.as_fd(), &listen, birth.files)?;
@@ -138,22 +141,27 @@ pub(crate) fn prepare_groups(config: &Config) {
     }
 }
 
-/// The control group of a service that has one.
-pub(super) fn group_of(configured: &Configured, config: &Config) -> Option<PathBuf> {
-    limits::cgroup(&config.master.cgroup_root, &configured.def.ext_name, &configured.limits)
-}
-
 /// A service with limits is started through our own second stage, which sets them.
-fn image(configured: &Configured, birth: &Birth, config: &Config) -> io::Result<SpawnImage> {
+fn image(
+    configured: &Configured,
+    group: Option<&Path>,
+    birth: &Birth,
+    config: &Config,
+) -> io::Result<SpawnImage> {
     let plan = plan::plan(&configured.def, &config.common.daemon_directory, birth.flags);
     if configured.limits.is_empty() {
         return SpawnImage::new(&plan.path, &plan.args, &birth.environment, plan.stress);
     }
-    let cgroup = group_of(configured, config);
-    let cgroup = cgroup.map_or_else(String::new, |path| path.display().to_string());
+    let group = group.filter(|_| has_group(configured, config));
+    let cgroup = group.map_or_else(String::new, |path| path.display().to_string());
     let word = limits::to_word(&configured.limits);
     let args = stage2::command_line(&word, &cgroup, &plan.path, &plan.args);
     let program = birth.program.as_os_str().as_encoded_bytes();
     let stress = plan.stress.map(|at| at + stage2::WORDS);
     SpawnImage::new(program, &args, &birth.environment, stress)
+}
+
+/// Whether a service runs in a control group of its own.
+pub(super) fn has_group(configured: &Configured, config: &Config) -> bool {
+    !config.master.cgroup_root.is_empty() && limits::ask_for_cgroup(&configured.limits)
 }

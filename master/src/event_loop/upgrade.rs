@@ -24,13 +24,14 @@ use worker_proto::sys::{self, errno_text};
 use super::helper::Helper;
 use super::jobs::STOPPING;
 use super::reload::version;
-use super::service::{Live, Service, Unbound};
+use super::service::{Live, Service, Unbound, has_group};
 use super::{Birth, Master, ServiceId, Source, Timer};
 use crate::channel::Channel;
 use crate::conf::Configured;
 use crate::config::Config;
 use crate::control::Control;
 use crate::jobs::{Job, Task};
+use crate::limits;
 use crate::listen::Listener;
 use crate::notice::Notice;
 use crate::resume;
@@ -240,7 +241,13 @@ impl Master {
 
     fn adopt(&mut self, saved: SavedService) -> io::Result<()> {
         let id = ServiceId(saved.id);
-        let service = restore_service(saved)?;
+        let mut service = restore_service(saved)?;
+        if service.group.is_none() && has_group(&service.configured, &self.config) {
+            // What a version before this one has called it.
+            let name = limits::parameter_prefix(&service.configured.def.ext_name);
+            let root = Path::new(&self.config.master.cgroup_root);
+            service.group = Some(root.join(format!("{}{name}", limits::CGROUP_PREFIX)));
+        }
         if let Some(unbound) = &service.unbound {
             self.timers.set(Timer::Bind(id), Some(unbound.next));
         }
@@ -305,11 +312,14 @@ fn save_service(id: ServiceId, service: &Service) -> SavedService {
         files: service.listeners.iter().map(Listener::file).collect(),
         workers: service.workers.iter().map(worker).collect(),
         unbound: service.unbound.as_ref().map(unbound),
+        group: service.group.clone(),
     }
 }
 
 fn restore_service(saved: SavedService) -> io::Result<Service> {
-    let SavedService { def, limits, pool, alarm, listeners, files, workers, unbound, .. } = saved;
+    let SavedService {
+        def, limits, pool, alarm, listeners, files, workers, unbound, group, ..
+    } = saved;
     let rules = pool.rules().clone();
     let mut service = Service::new(Time::ZERO, Configured { def, rules, limits });
     (service.pool, service.alarm) = (pool, alarm);
@@ -324,5 +334,6 @@ fn restore_service(saved: SavedService) -> io::Result<Service> {
     }
     service.unbound =
         unbound.map(|SavedUnbound { reason, pause, next }| Unbound { reason, pause, next });
+    service.group = group;
     Ok(service)
 }
