@@ -116,29 +116,34 @@ fn q06_a_message_whose_agent_and_qmgr_are_killed_goes_out_again() {
 }
 
 /// The retired qmgr accepted the wakeup of the reload and ended with it: no qmgr for 300 s in half of
-/// all reloads with a message in flight.
+/// all reloads with mail in flight and mail behind it.
 #[test]
 fn q01_after_a_reload_mail_is_out_at_once() {
-    const ROUNDS: usize = 50;
+    const ROUNDS: usize = 25;
+    const MESSAGES: usize = 8;
     let relay = Relay::scripted(|line| {
         if line == "." {
-            thread::sleep(Duration::from_millis(10));
+            thread::sleep(Duration::from_millis(20));
         }
         Act::Usual
     });
     let mut instance = Instance::new();
-    instance.parameter("relayhost", &relay.name()).start();
+    instance
+        .parameter("relayhost", &relay.name())
+        .parameter("initial_destination_concurrency", "1")
+        .parameter("default_destination_concurrency_limit", "1")
+        .start();
     let mut slowest = Duration::ZERO;
     for round in 0..ROUNDS {
-        for n in 0..3 {
+        for n in 0..MESSAGES {
             submit(&instance, &format!("u{round}-{n}@y.example"));
         }
         let begin = Time::now();
         assert!(instance.belfry(&["reload"]).status.success());
-        instance.log().wait_for_count(": removed", (round + 1) * 3);
+        instance.log().wait_for_count(": removed", (round + 1) * MESSAGES);
         slowest = slowest.max(Time::now().since(begin));
     }
-    assert_eq!(relay.taken().len(), ROUNDS * 3, "nothing was sent twice");
+    assert_eq!(relay.taken().len(), ROUNDS * MESSAGES, "nothing was sent twice");
     // Two seconds on a machine with nothing else to do.
     assert!(slowest < Duration::from_secs(10), "{slowest:?}");
     instance.finish(&[]);

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use belfry_tests::{Instance, binaries, process, wait};
+use nix::sys::signal::Signal;
 
 /// A worker under the fake master.
 struct Worker {
@@ -122,6 +123,33 @@ fn q03_an_idle_worker_ends_when_it_is_retired() {
     worker.tell("retire");
     assert_eq!(worker.hear(), "status 0");
     worker.end(&[]);
+}
+
+/// qmgr went on accepting while it was about to end, and took the wakeup of a reload with it. Who is
+/// told to end and sees a client in the same turn leaves the client to its successor; and qmgr, which
+/// has one however quiet it is, wakes its own service.
+#[test]
+fn q03_a_worker_that_was_told_to_end_takes_no_client_in_any_form() {
+    for (program, wakes) in [("sinkd", false), ("trigger_worker", false), ("qmgr", true)] {
+        let mut worker = Worker::start(program, &with(&["-l"]));
+        worker.connect().write_all(b"W").unwrap();
+        assert_eq!((worker.hear().as_str(), worker.hear().as_str()), ("taken", "available"));
+        let process = process::Process::read(worker.pid).expect("it runs");
+        process.signal(Signal::SIGSTOP);
+        wait::until("it to stand still", wait::LONG, || {
+            process::Process::read(worker.pid).is_some_and(|p| p.state == 'T').then_some(())
+        });
+        worker.tell("retire");
+        worker.tell("count");
+        // Lines are obeyed in their order: this one is answered when the worker is retired.
+        worker.tell("steal");
+        assert_eq!(worker.hear(), "nobody");
+        let _client = worker.connect();
+        process.signal(Signal::SIGCONT);
+        let heard = [worker.hear(), worker.hear()];
+        assert_eq!(heard, [format!("waiting {}", 1 + usize::from(wakes)), "status 0".to_owned()]);
+        worker.end(if program == "qmgr" { &["relayhost is empty"] } else { &[] });
+    }
 }
 
 #[test]

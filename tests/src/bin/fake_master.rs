@@ -3,11 +3,12 @@
 //! `fake_master PROGRAM SOCKET ARG...` binds SOCKET in the file system (a pipe if the type after `-t`
 //! says so), starts PROGRAM with the arguments, and prints a line for each status record and for the
 //! end: `taken`, `available`, `odd N`, `status N`, `signal N`. Of its standard input it obeys `retire`
-//! (half-close, as our master does), `leave` (close, as a master that is gone) and `steal` (accept a
-//! client itself, as another worker does).
+//! (half-close, as our master does), `leave` (close, as a master that is gone), `steal` (accept a
+//! client itself, as another worker does) and `count` (print `waiting N`, how many clients the worker
+//! has left, before its end).
 
 use std::fs;
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, BufReader, StdinLock, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
@@ -72,8 +73,8 @@ fn bind(socket: &str, fifo: bool) -> OwnedFd {
 
 fn watch(ours: OwnedFd, listen: &OwnedFd, pid: nix::unistd::Pid) {
     let mut ours = Some(ours);
-    let mut input = io::stdin().lock();
-    let mut commands = true;
+    let mut input = BufReader::new(io::stdin().lock());
+    let (mut commands, mut counts) = (true, false);
     loop {
         let ended = match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(_, status)) => Some(format!("status {status}")),
@@ -84,6 +85,10 @@ fn watch(ours: OwnedFd, listen: &OwnedFd, pid: nix::unistd::Pid) {
             && read_record(fd)
         {}
         if let Some(ended) = ended {
+            if counts {
+                let left = || nix::sys::socket::accept(listen.as_raw_fd()).ok();
+                say(&format!("waiting {}", std::iter::from_fn(left).count()));
+            }
             return say(&ended);
         }
         let wanted = if commands { PollFlags::POLLIN } else { PollFlags::empty() };
@@ -93,23 +98,41 @@ fn watch(ours: OwnedFd, listen: &OwnedFd, pid: nix::unistd::Pid) {
         // The end of the worker is looked for now and then: this is a test's tool.
         let _ = poll(&mut fds, PollTimeout::from(20_u8));
         if commands && fds[0].any().unwrap_or(false) {
-            let mut line = String::new();
-            match (input.read_line(&mut line).unwrap_or(0), line.trim()) {
-                (0, _) => commands = false,
-                (_, "retire") => {
-                    if let Some(fd) = &ours {
-                        let _ = shutdown(fd.as_raw_fd(), Shutdown::Write);
-                    }
+            // Several lines may have come in one read.
+            loop {
+                commands = obey(&mut input, &mut ours, listen, &mut counts);
+                if !commands || input.buffer().is_empty() {
+                    break;
                 }
-                (_, "leave") => ours = None,
-                (_, "steal") => {
-                    let stolen = nix::sys::socket::accept(listen.as_raw_fd()).is_ok();
-                    say(if stolen { "stolen" } else { "nobody" });
-                }
-                _ => {}
             }
         }
     }
+}
+
+/// Obeys the next line. False: there is none.
+fn obey(
+    input: &mut BufReader<StdinLock<'_>>,
+    ours: &mut Option<OwnedFd>,
+    listen: &OwnedFd,
+    counts: &mut bool,
+) -> bool {
+    let mut line = String::new();
+    match (input.read_line(&mut line).unwrap_or(0), line.trim()) {
+        (0, _) => return false,
+        (_, "retire") => {
+            if let Some(fd) = ours {
+                let _ = shutdown(fd.as_raw_fd(), Shutdown::Write);
+            }
+        }
+        (_, "leave") => *ours = None,
+        (_, "count") => *counts = true,
+        (_, "steal") => {
+            let stolen = nix::sys::socket::accept(listen.as_raw_fd()).is_ok();
+            say(if stolen { "stolen" } else { "nobody" });
+        }
+        _ => {}
+    }
+    true
 }
 
 /// Whether there was one.
