@@ -28,13 +28,17 @@ mod dropped;
 mod in_flight;
 mod link;
 mod operator;
+mod queue_clock;
 mod setup;
+mod storage;
 mod survivors;
 
 use agents::Agent;
 use dropped::DropBox;
 use in_flight::InFlight;
 use link::Link;
+use queue_clock::QueueClock;
+use storage::Care;
 use survivors::{Missing, Survivor};
 
 worker_proto::params! {
@@ -70,7 +74,7 @@ pub struct Manager {
     queue: Queue,
     alerts: AlertsCf,
     owner: u32,
-    clock: Anchor,
+    clock: QueueClock,
     clients: HashMap<Token, Connected>,
     agents: HashMap<Token, Agent>,
     survivors: HashMap<Token, Survivor>,
@@ -90,10 +94,8 @@ pub struct Manager {
     /// Answers to operators, held back until what they asked for is on disk.
     answers: Vec<(Token, Header)>,
     leaving: Option<Leaving>,
-    /// The store has failed: when this process ends.
-    broken: Option<Time>,
-    /// Messages were refused for want of room, and it was told.
-    full: bool,
+    /// What is to be done with the store.
+    care: Care,
     /// What the last qmgr had given out, until the queue is read.
     were_in_flight: Vec<MessageNo>,
 }
@@ -112,25 +114,6 @@ struct Offered {
     size: usize,
 }
 
-/// The queue's clock: monotonic, but counted from 1970, so that what is on disk keeps its meaning
-/// over a restart. A wall clock that is set while qmgr runs is followed at the next start.
-#[derive(Debug, Clone, Copy)]
-struct Anchor {
-    monotonic: Time,
-    wall: Duration,
-}
-
-impl Anchor {
-    fn now(self, now: Time) -> Time {
-        Time::from_start(self.wall + now.since(self.monotonic))
-    }
-
-    /// The loop's time for a time of the queue.
-    fn back(self, at: Time) -> Time {
-        self.monotonic + at.since(Time::from_start(self.wall))
-    }
-}
-
 /// qmgr was told to end, and gives out no more messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leaving {
@@ -140,9 +123,6 @@ enum Leaving {
     Stopped(Time),
 }
 
-/// A process whose store has failed stays this long, so that a lasting fault costs one process a
-/// second.
-const BROKEN_TIME: Duration = Duration::from_secs(1);
 /// How often ended messages are looked through.
 const CLEANING: Duration = Duration::from_secs(3600);
 
@@ -161,7 +141,7 @@ impl Multi for Manager {
         }
         let (store, damage) = setup::open_store(&params, owner)?;
         if let Some(damage) = damage {
-            log::error!("the queue's store was damaged and a new one is begun: {damage}");
+            log::error!("{damage}");
         }
         let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         let agents = count(params.default_destination_concurrency_limit);
@@ -175,8 +155,9 @@ impl Multi for Manager {
             lifetime: params.maximal_queue_lifetime,
         };
         let (in_flight, were_in_flight) = setup::open_in_flight(owner);
-        let clock = Anchor { monotonic: Time::now(), wall: clock::wall() };
-        let seed = clock.wall.as_secs() << 32 | u64::from(clock.wall.subsec_nanos());
+        let wall = clock::wall();
+        let clock = QueueClock::new(Time::now(), wall);
+        let seed = wall.as_secs() << 32 | u64::from(wall.subsec_nanos());
         Ok(Self {
             common: configured.common.clone(),
             params,
@@ -199,24 +180,16 @@ impl Multi for Manager {
             next_cleaning: Time::ZERO,
             answers: Vec::new(),
             leaving: None,
-            broken: None,
-            full: false,
+            care: Care::default(),
             were_in_flight,
         })
     }
 
     fn start(&mut self, _: &mut Reactor, now: Time) -> Result<(), Fault> {
-        let failed = |e: StoreError| Fault::new("read the queue", e);
-        let mut last = MessageNo(0);
-        loop {
-            let page = self.store.queued(last, 1000).map_err(failed)?;
-            let Some(end) = page.last() else { break };
-            last = end.no;
-            for m in &page {
-                let at = |seconds| Time::from_start(Duration::from_secs(seconds));
-                let (arrived, due) = (at(m.arrived), at(m.next_try));
-                self.queue.add(m.no, m.lane, arrived, due, m.attempts, m.held);
-            }
+        match self.load(now) {
+            // It is put aside at the end of the turn, and what can be read comes back from there.
+            Err(StoreError::Damaged(_)) => {}
+            other => other.map_err(|e| Fault::new("read the queue", e))?,
         }
         if !self.queue.is_empty() {
             log::info!("{} messages in the queue", self.queue.len());
@@ -258,6 +231,7 @@ impl Multi for Manager {
         let told = self.note_reports();
         self.answer_operators(&committed);
         self.answer_offers(reactor, now, committed);
+        self.tend_store(now);
         self.feed_agents(reactor, now);
         self.flush_notes(told);
     }
@@ -272,14 +246,18 @@ impl Multi for Manager {
             Some(Leaving::Stopped(end)) => Some(end),
             Some(Leaving::Succeeded) | None => None,
         };
+        let storage = self.storage_deadline();
+        if !self.care.is_open() {
+            return [storage, leaving].into_iter().flatten().min();
+        }
         [
             queue,
             agents,
             dropped,
             lingering,
+            storage,
             Some(self.next_cleaning),
             leaving,
-            self.broken,
             self.missing.deadline(),
         ]
         .into_iter()
@@ -300,7 +278,7 @@ impl Multi for Manager {
             Leaving::Succeeded => true,
             Leaving::Stopped(end) => self.queue.in_flight() == 0 || over(end),
         };
-        self.broken.is_some_and(over) || self.leaving.is_some_and(left)
+        self.leaving.is_some_and(left)
     }
 
     fn leaves_work(&self) -> bool {
@@ -310,6 +288,19 @@ impl Multi for Manager {
 }
 
 impl Manager {
+    /// Takes in what the store has, and puts the times of a wrong clock right.
+    fn load(&mut self, now: Time) -> Result<(), StoreError> {
+        self.care.first = Some(self.store.last_number()?);
+        self.clamp_times(now)?;
+        let mut last = MessageNo(0);
+        loop {
+            let page = self.store.queued(last, 1000)?;
+            let Some(end) = page.last() else { return Ok(()) };
+            last = end.no;
+            page.iter().for_each(|m| self.take_in(now, m));
+        }
+    }
+
     /// Reads what a client has to say.
     fn client_ready(&mut self, reactor: &mut Reactor, now: Time, token: Token) {
         let Some(client) = self.clients.get_mut(&token) else { return };
@@ -361,7 +352,7 @@ impl Manager {
     }
 
     fn accept(&mut self, now: Time, submission: &Submission) -> Result<Accepted, StoreError> {
-        let seconds = self.clock.now(now).since_start().as_secs();
+        let seconds = self.clock.stored(self.clock.now(now));
         self.store.accept(submission, seconds)
     }
 
@@ -395,14 +386,14 @@ impl Manager {
         let queue_now = self.clock.now(now);
         for (token, offered) in std::mem::take(&mut self.offered) {
             let outcome = committed.clone().and(offered.result.clone());
+            if outcome == Err(StoreError::Full) {
+                self.store_full(now);
+            }
             let reply = match outcome {
                 Ok(Accepted { no, id, fresh }) => {
                     if fresh {
                         Self::log_queued(&id, &offered);
                         self.queue.add(no, offered.submission.lane, queue_now, queue_now, 0, false);
-                        if std::mem::take(&mut self.full) {
-                            log::info!("there is room again: messages are taken");
-                        }
                     }
                     OfferReply::Queued { id }
                 }
@@ -414,22 +405,17 @@ impl Manager {
         self.drops.settle(now, &committed);
         match committed {
             Ok(()) => {}
-            Err(StoreError::Full) if self.full => {}
-            Err(StoreError::Full) => {
-                self.full = true;
-                log::warn!("the disk is full: messages are refused for now");
-            }
-            Err(StoreError::Failed(cause)) => {
-                // Nothing more is acknowledged; the next process opens the store afresh (Q8).
-                log::error!("the queue's store failed: {cause}");
-                self.broken.get_or_insert(now + BROKEN_TIME);
+            // Told with the messages that are refused; marks are made again in the next turn.
+            Err(StoreError::Full) => {}
+            Err(e @ (StoreError::Failed(_) | StoreError::Newer(_) | StoreError::Damaged(_))) => {
+                self.store_failed(now, &e);
             }
         }
     }
 
     fn clean(&mut self, now: Time) {
         self.next_cleaning = now + CLEANING;
-        let seconds = self.clock.now(now).since_start().as_secs();
+        let seconds = self.clock.stored(self.clock.now(now));
         let before = seconds.saturating_sub(self.params.retired_time.as_secs());
         if let Err(e) = self.store.forget_ended(before) {
             log::warn!("forget ended messages: {e}");
@@ -440,7 +426,9 @@ impl Manager {
 fn refusal(error: &StoreError) -> OfferReply {
     let (code, enhanced, text) = match error {
         StoreError::Full => (452, "4.3.1", "Insufficient system storage"),
-        StoreError::Failed(_) => (451, "4.3.0", "Queue file write error"),
+        StoreError::Failed(_) | StoreError::Newer(_) | StoreError::Damaged(_) => {
+            (451, "4.3.0", "Queue file write error")
+        }
     };
     OfferReply::Refused { code, enhanced: enhanced.to_owned(), text: text.to_owned() }
 }

@@ -359,6 +359,14 @@ impl Queue {
         true
     }
 
+    /// Forgets every message that no agent has. They are in a damaged store, and come back as they are
+    /// read from it.
+    pub fn forget_waiting(&mut self) {
+        self.entries.retain(|_, entry| entry.state == State::Leased);
+        self.waiting.clear();
+        self.ready = Default::default();
+    }
+
     /// How often a relay has put a message off.
     #[must_use]
     pub fn attempts(&self, no: MessageNo) -> u32 {

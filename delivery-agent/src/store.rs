@@ -7,77 +7,77 @@
 //! A message's bytes are stored once and removed when its last recipient has ended; the rest of it
 //! stays listed for `retired_time`.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::cell::RefCell;
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
+use nix::fcntl::Flock;
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use worker_proto::diagnostic::Fault;
 
 use crate::wire::{Lane, Submission};
 
 mod changes;
+mod damage;
+mod ledger;
+mod pages;
 mod read;
+mod recover;
+mod salvage;
+mod schema;
 mod space;
+mod sum;
 mod types;
 
 use changes::Change;
+use ledger::Ledger;
+use recover::Rescue;
+pub use recover::Salvaged;
+pub use salvage::Tally;
 use space::Space;
+use sum::{body_sum, message_sum, recipient_sum};
 use types::signed;
 pub use types::{Accepted, MessageNo, Recipient, RecipientState, StoreError, Summary};
+
+/// The file's name.
+const NAME: &str = "queue.db";
 
 /// The open store.
 #[derive(Debug)]
 pub struct Store {
-    db: Connection,
+    directory: PathBuf,
+    /// None after a failure, until [`Store::recover`] has opened it again.
+    db: Option<Connection>,
     space: Space,
     in_transaction: bool,
     has_accepted: bool,
     /// Submissions of the running turn went down with their transaction.
     lost_submissions: bool,
+    /// Bytes of the submissions in the running transaction.
+    pending: u64,
     /// Changes that are not on disk yet; they are made again when their transaction fails.
     unsaved: Vec<Change>,
+    ledger: Ledger,
+    /// What was found to be damaged while it was in use.
+    damage: RefCell<Option<String>>,
+    rescue: Rescue,
+    /// Held as long as the store is this process's: what lies there is looked at before SQLite can
+    /// lock it. The last field, as the database must be closed before.
+    lock: Option<Flock<File>>,
 }
 
-const SCHEMA_VERSION: i64 = 1;
-const SCHEMA: &str = "
-CREATE TABLE message(
-    no INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, arrived INTEGER NOT NULL,
-    sender TEXT NOT NULL, size INTEGER NOT NULL, origin TEXT NOT NULL, lane INTEGER NOT NULL,
-    attempts INTEGER NOT NULL DEFAULT 0, next_try INTEGER NOT NULL, why TEXT NOT NULL DEFAULT '',
-    held INTEGER NOT NULL DEFAULT 0, done INTEGER NOT NULL DEFAULT 0, token TEXT);
-CREATE UNIQUE INDEX message_token ON message(token);
-CREATE INDEX message_done ON message(done);
-CREATE TABLE recipient(
-    message INTEGER NOT NULL REFERENCES message(no) ON DELETE CASCADE, position INTEGER NOT NULL,
-    address TEXT NOT NULL, state INTEGER NOT NULL DEFAULT 0, reply TEXT NOT NULL DEFAULT '',
-    PRIMARY KEY(message, position)) WITHOUT ROWID;
-CREATE TABLE body(
-    message INTEGER PRIMARY KEY REFERENCES message(no) ON DELETE CASCADE, bytes BLOB NOT NULL);
-";
-
 impl Store {
-    /// Opens the store in a directory, or makes it. One that is damaged is put aside and a fresh one
-    /// begun, with the reason in the second part (Q8).
+    /// Opens the store in a directory, or makes it. One that is damaged, or is none, is put aside and
+    /// an empty one takes its place, with a line about it in the second part (Q8); what can be read of
+    /// it comes by [`Store::salvage`].
     ///
     /// # Errors
-    /// It is in use, or the directory is of no use.
+    /// It is in use, the directory cannot be used, or the system is short of something.
     pub fn open(directory: &Path, min_free: u64) -> Result<(Self, Option<String>), Fault> {
-        let path = directory.join("queue.db");
-        let fault = |cause: StoreError| Fault::new(format!("open {}", path.display()), cause);
-        match Self::attempt(directory, &path, min_free) {
-            Ok(store) => Ok((store, None)),
-            Err(e) if is_damage(&e) => {
-                let aside = put_aside(&path).map_err(|e| Fault::io("put the store aside", &e))?;
-                let store =
-                    Self::attempt(directory, &path, min_free).map_err(|e| fault(e.into()))?;
-                Ok((store, Some(format!("{e}; it is kept as {}", aside.display()))))
-            }
-            Err(e) => Err(fault(e.into())),
-        }
+        let space = Space::new(directory, min_free);
+        let mut store = Self::with(directory, None, space);
+        let told = store.recover()?;
+        Ok((store, told))
     }
 
     /// Opens the store to look at it while nobody else has it open. Nothing is written, and no link
@@ -86,66 +86,50 @@ impl Store {
     /// # Errors
     /// It is in use, damaged, or not there.
     pub fn look(directory: &Path) -> Result<Self, StoreError> {
-        let path = directory.join("queue.db");
-        let nofollow = OpenFlags::SQLITE_OPEN_NOFOLLOW;
-        let wal = fs::symlink_metadata(directory.join("queue.db-wal"));
-        let db = if wal.is_ok_and(|wal| wal.len() > 0) {
-            // A WAL is read under an exclusive lock only, which takes a descriptor for writing.
-            let db =
-                Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | nofollow)?;
-            db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-            db.pragma_update(None, "query_only", "ON")?;
-            db.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
-            db
-        } else {
-            // Without one SQLite would make it.
-            let name = path.display().to_string();
-            let name = name.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
-            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | nofollow;
-            Connection::open_with_flags(format!("file:{name}?immutable=1"), flags)?
-        };
-        db.busy_timeout(Duration::from_secs(5))?;
-        db.query_row("SELECT count(*) FROM message WHERE done = 0", [], |_| Ok(()))?;
-        Ok(Self::with(db, Space::new(directory, 0)))
+        let db = schema::look(&directory.join(NAME))?;
+        Ok(Self::with(directory, Some(db), Space::new(directory, 0)))
     }
 
-    fn with(db: Connection, space: Space) -> Self {
-        db.set_prepared_statement_cache_capacity(32);
+    fn with(directory: &Path, db: Option<Connection>, space: Space) -> Self {
         Self {
+            directory: directory.to_path_buf(),
+            lock: None,
             db,
             space,
             in_transaction: false,
             has_accepted: false,
             lost_submissions: false,
+            pending: 0,
             unsaved: Vec::new(),
+            ledger: Ledger::default(),
+            damage: RefCell::new(None),
+            rescue: Rescue::default(),
         }
     }
 
-    fn attempt(directory: &Path, path: &Path, min_free: u64) -> rusqlite::Result<Self> {
-        let db = Connection::open(path)?;
-        // A file that SQLite makes has the umask's mode; queued mail is nobody else's business.
-        let _ = fs::set_permissions(path, fs::Permissions::from_mode(0o600));
-        db.busy_timeout(Duration::from_secs(5))?;
-        db.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
-        db.pragma_update(None, "journal_mode", "WAL")?;
-        db.pragma_update(None, "synchronous", "FULL")?;
-        db.pragma_update(None, "foreign_keys", "ON")?;
-        let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-        if version > SCHEMA_VERSION {
-            let text = format!("it has version {version}, of a later program than this");
-            let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ERROR);
-            return Err(rusqlite::Error::SqliteFailure(code, Some(text)));
+    fn db(&self) -> Result<&Connection, StoreError> {
+        self.db
+            .as_ref()
+            .ok_or_else(|| StoreError::Failed("the queue database is closed".to_owned()))
+    }
+
+    /// Remembers damage: the operation that saw it may be one of many in its turn.
+    fn note(&self, error: StoreError) -> StoreError {
+        if let StoreError::Damaged(text) = &error {
+            self.damage.borrow_mut().get_or_insert_with(|| text.clone());
         }
-        if version == 0 {
-            db.execute_batch(&format!(
-                "BEGIN;{SCHEMA};PRAGMA user_version={SCHEMA_VERSION};COMMIT"
-            ))?;
-        }
-        // The first pages are read here: damage shows now and not in the middle of a delivery.
-        db.query_row("SELECT count(*) FROM message WHERE done = 0", [], |_| Ok(()))?;
-        let space = Space::new(directory, min_free);
-        space.fill_ballast();
-        Ok(Self::with(db, space))
+        error
+    }
+
+    /// Notes damage that only the caller can see.
+    pub fn report_damage(&self, text: &str) {
+        self.note(StoreError::Damaged(text.to_owned()));
+    }
+
+    /// Whether [`Store::recover`] is called for, because something was found to be damaged.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        self.damage.borrow().is_some()
     }
 
     /// Puts a message into the running transaction, beginning one if there is none. It counts when
@@ -158,25 +142,31 @@ impl Store {
         // Without a token it is like no other: NULL is equal to nothing.
         let token = Some(submission.token.as_str()).filter(|t| !t.is_empty());
         if let Some(token) = token {
-            let mut query =
-                self.db.prepare_cached("SELECT no, id FROM message WHERE token = ?1")?;
-            let found =
-                query.query_row([token], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
-            if let Some((no, id)) = found {
+            let sql = "SELECT no, id FROM message WHERE token = ?1";
+            let row = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
+            let find = |db: &Connection| db.prepare_cached(sql)?.query_row([token], row).optional();
+            if let Some((no, id)) = find(self.db()?).map_err(|e| self.note(e.into()))? {
                 return Ok(Accepted { no: MessageNo(no), id, fresh: false });
             }
         }
         // A turn that has lost submissions takes no more: its commit tells all of them that they are
         // not queued.
-        if self.lost_submissions || self.space.is_short() {
+        let size = submission.body.len() as u64;
+        if self.lost_submissions || self.is_short(self.pending + size) {
             return Err(StoreError::Full);
         }
         let inserted = self.begin(true).and_then(|()| self.insert(submission, token, now));
-        if inserted.is_err() {
-            // Half a message must not be committed.
-            self.give_up();
+        match inserted {
+            Ok(accepted) => {
+                self.pending += size;
+                Ok(accepted)
+            }
+            Err(e) => {
+                // Half a message must not be committed.
+                self.give_up();
+                Err(self.note(e))
+            }
         }
-        inserted
     }
 
     fn insert(
@@ -185,29 +175,36 @@ impl Store {
         token: Option<&str>,
         now: u64,
     ) -> Result<Accepted, StoreError> {
+        let db = self.db()?;
+        if db.is_autocommit() {
+            // SQLite has rolled back by itself; what was inserted now would be on disk at once.
+            return Err(StoreError::Failed("the transaction has ended".to_owned()));
+        }
         let Submission { sender, origin, body, .. } = submission;
         let size = i64::try_from(body.len()).unwrap_or(i64::MAX);
         let lane = lane_code(submission.lane);
-        let mut insert = self.db.prepare_cached(
+        let mut insert = db.prepare_cached(
             "INSERT INTO message(id, arrived, sender, size, origin, lane, next_try, token) \
              VALUES(hex(randomblob(8)), ?1, ?2, ?3, ?4, ?5, ?1, ?6)",
         )?;
         insert.execute(params![signed(now), sender, size, origin, lane, token])?;
-        drop(insert);
-        let no = self.db.last_insert_rowid();
+        let no = db.last_insert_rowid();
         let id = queue_id(no, now);
-        let mut rename = self.db.prepare_cached("UPDATE message SET id = ?2 WHERE no = ?1")?;
-        rename.execute(params![no, id])?;
-        drop(rename);
-        let mut add = self.db.prepare_cached(
-            "INSERT INTO recipient(message, position, address) VALUES(?1, ?2, ?3)",
+        let count = i64::try_from(submission.recipients.len()).unwrap_or(i64::MAX);
+        let sum = message_sum(no, &id, sender, size, origin, lane, count);
+        let mut rename = db.prepare_cached(
+            "UPDATE message SET id = ?2, recipients = ?3, sum = ?4 WHERE no = ?1",
+        )?;
+        rename.execute(params![no, id, count, sum])?;
+        let mut add = db.prepare_cached(
+            "INSERT INTO recipient(message, position, address, sum) VALUES(?1, ?2, ?3, ?4)",
         )?;
         for (position, address) in (0_i64..).zip(&submission.recipients) {
-            add.execute(params![no, position, address])?;
+            add.execute(params![no, position, address, recipient_sum(no, position, address)])?;
         }
         let mut store =
-            self.db.prepare_cached("INSERT INTO body(message, bytes) VALUES(?1, ?2)")?;
-        store.execute(params![no, body])?;
+            db.prepare_cached("INSERT INTO body(message, bytes, sum) VALUES(?1, ?2, ?3)")?;
+        store.execute(params![no, body, body_sum(no, body)])?;
         Ok(Accepted { no: MessageNo(no), id, fresh: true })
     }
 
@@ -248,28 +245,71 @@ impl Store {
         self.change(Change::Delete { no }).map(drop)
     }
 
-    /// Forgets messages that ended before a time.
+    /// Forgets messages that ended before a time. While a damaged store is being searched they are
+    /// what tells which of its messages have ended.
     ///
     /// # Errors
     /// See [`Store::accept`].
     pub fn forget_ended(&mut self, before: u64) -> Result<usize, StoreError> {
+        if self.is_salvaging() {
+            return Ok(0);
+        }
         self.begin(false)?;
         let sql = "DELETE FROM message WHERE done > 0 AND done < ?1";
-        Ok(self.db.execute(sql, [signed(before)])?)
+        self.db()?.execute(sql, [signed(before)]).map_err(|e| self.note(e.into()))
+    }
+
+    /// Puts times right that a wrong clock has left in the future: nothing is tried later than `most`
+    /// from now, and nothing has come or ended after now. All are seconds since 1970.
+    ///
+    /// # Errors
+    /// See [`Store::accept`].
+    pub fn clamp_times(&mut self, now: u64, most: u64) -> Result<(), StoreError> {
+        self.begin(false)?;
+        let (now, latest) = (signed(now), signed(now.saturating_add(most)));
+        let clamp = |db: &Connection| {
+            let late = "UPDATE message SET next_try = ?1 WHERE done = 0 AND next_try > ?1";
+            db.execute(late, [latest])?;
+            db.execute("UPDATE message SET arrived = ?1 WHERE done = 0 AND arrived > ?1", [now])?;
+            db.execute("UPDATE message SET done = ?1 WHERE done > ?1", [now])
+        };
+        clamp(self.db()?).map(drop).map_err(|e| self.note(e.into()))
+    }
+
+    /// The clock was set: messages after a number were stored by the clock as it was before, so many
+    /// seconds behind.
+    ///
+    /// # Errors
+    /// See [`Store::accept`].
+    pub fn move_times(&mut self, after: MessageNo, seconds: i64) -> Result<(), StoreError> {
+        self.begin(false)?;
+        let sql = "UPDATE message SET arrived = max(arrived + ?2, 0), next_try = max(next_try + ?2, 0) \
+                   WHERE done = 0 AND no > ?1";
+        self.db()?.execute(sql, [after.0, seconds]).map(drop).map_err(|e| self.note(e.into()))
+    }
+
+    /// The last number that was given.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn last_number(&self) -> Result<MessageNo, StoreError> {
+        let sql = "SELECT ifnull(max(seq), 0) FROM sqlite_sequence WHERE name = 'message'";
+        let last = self.db()?.query_row(sql, [], |row| row.get(0));
+        last.map(MessageNo).map_err(|e| self.note(e.into()))
     }
 
     /// Ends the running transaction: what was accepted in it is on disk when this returns. Where the
     /// disk is full, changes still get there if the ballast has room for them, without submissions.
     ///
     /// # Errors
-    /// What was accepted is not on disk, and is not queued.
+    /// What was accepted is not on disk, and is not queued. Changes are made again in the next.
     pub fn commit(&mut self) -> Result<(), StoreError> {
         let mut result = self.save();
         if result == Err(StoreError::Full) {
             // SQLite writes at the end of a transaction, so that is where a full disk shows.
             self.give_up();
             if !self.unsaved.is_empty() {
-                self.space.release_ballast();
+                self.make_room();
                 result = self.save();
             }
         } else if self.has_accepted && result.is_ok() {
@@ -280,7 +320,11 @@ impl Store {
         }
         let lost = std::mem::take(&mut self.lost_submissions);
         self.has_accepted = false;
-        if lost { Err(StoreError::Full) } else { result }
+        self.pending = 0;
+        if lost && !matches!(result, Err(StoreError::Failed(_) | StoreError::Damaged(_))) {
+            return Err(StoreError::Full);
+        }
+        result.map_err(|e| self.note(e))
     }
 
     /// Whether every change that was made is on disk.
@@ -291,7 +335,7 @@ impl Store {
 
     /// Ends the transaction, and begins one before if changes are left from a failed one.
     fn save(&mut self) -> Result<(), StoreError> {
-        if self.in_transaction && self.db.is_autocommit() {
+        if self.in_transaction && self.db()?.is_autocommit() {
             // SQLite has given it up by itself.
             self.give_up();
         }
@@ -302,7 +346,7 @@ impl Store {
             self.begin_again()?;
         }
         self.in_transaction = false;
-        self.db.execute_batch("COMMIT")?;
+        self.db()?.execute_batch("COMMIT")?;
         self.unsaved.clear();
         Ok(())
     }
@@ -317,11 +361,20 @@ impl Store {
     /// Gives up the running transaction.
     pub fn roll_back(&mut self) {
         self.in_transaction = false;
-        // SQLite may have rolled back by itself.
-        let _ = self.db.execute_batch("ROLLBACK");
+        if let Some(db) = &self.db {
+            // SQLite may have rolled back by itself.
+            let _ = db.execute_batch("ROLLBACK");
+        }
     }
 
     fn begin(&mut self, accepting: bool) -> Result<(), StoreError> {
+        if self.in_transaction && self.db()?.is_autocommit() {
+            // SQLite has rolled back by itself: what follows must not be on disk at once.
+            self.give_up();
+            if accepting {
+                return Err(StoreError::Full);
+            }
+        }
         if !self.in_transaction {
             self.begin_again()?;
         }
@@ -333,29 +386,80 @@ impl Store {
     /// has ended its message.
     fn begin_again(&mut self) -> Result<bool, StoreError> {
         self.roll_back();
-        self.db.execute_batch("BEGIN IMMEDIATE")?;
+        self.db()?.execute_batch("BEGIN IMMEDIATE")?;
         self.in_transaction = true;
         let mut ended = false;
         for change in &self.unsaved {
-            ended = change.apply(&self.db)?;
+            ended = change.apply(self.db()?)?;
         }
         Ok(ended)
     }
 
     /// Makes a change that must not fail for want of space: without any, the ballast is given up and
-    /// everything that is not on disk done again.
+    /// everything that is not on disk done again. Whatever happens, it is not forgotten.
     fn change(&mut self, change: Change) -> Result<bool, StoreError> {
-        self.begin(false)?;
-        let result = change.apply(&self.db).map_err(StoreError::from);
+        let begun = self.begin(false);
+        let mut result = begun.and_then(|()| change.apply(self.db()?).map_err(StoreError::from));
+        self.ledger.note(&change, result == Ok(true));
         self.unsaved.push(change);
-        if result != Err(StoreError::Full) {
-            return result;
+        if result == Err(StoreError::Full) {
+            self.give_up();
+            self.make_room();
+            result = self.begin_again();
         }
-        self.give_up();
+        result.map_err(|e| self.note(e))
+    }
+
+    /// Whether there is too little room for so many bytes more. What is free within the file counts.
+    pub fn is_short(&self, bytes: u64) -> bool {
+        let free: i64 = self
+            .db
+            .as_ref()
+            .and_then(|db| db.query_row("PRAGMA freelist_count", [], |row| row.get(0)).ok())
+            .unwrap_or(0);
+        self.space.is_short(bytes, free.unsigned_abs() * pages::PAGE as u64)
+    }
+
+    /// Gives up the ballast, and what the WAL takes up.
+    fn make_room(&mut self) {
         self.space.release_ballast();
-        self.begin_again()
+        if let Some(db) = &self.db {
+            let _ = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        }
+    }
+
+    /// Gives a part of the free pages back to the file system, outside of a turn. True: there is more
+    /// to give back.
+    ///
+    /// # Errors
+    /// See [`Store::accept`].
+    pub fn shrink(&mut self) -> Result<bool, StoreError> {
+        if self.in_transaction {
+            return Ok(false);
+        }
+        let db = self.db()?;
+        let number = |sql| db.query_row(sql, [], |row| row.get::<_, i64>(0));
+        let shrink = || {
+            if number("PRAGMA auto_vacuum")? != 2 || number("PRAGMA freelist_count")? < KEPT_PAGES {
+                return Ok(false);
+            }
+            let mut step = db.prepare(&format!("PRAGMA incremental_vacuum({SHRINK_STEP})"))?;
+            let mut rows = step.query([])?;
+            while rows.next()?.is_some() {}
+            Ok(number("PRAGMA freelist_count")? >= KEPT_PAGES)
+        };
+        let more = shrink().map_err(|e: rusqlite::Error| self.note(e.into()))?;
+        if !more {
+            // The file is cut when the WAL is written back.
+            let _ = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        }
+        Ok(more)
     }
 }
+
+/// Free pages that stay in the file, and how many are given back at a time.
+const KEPT_PAGES: i64 = 1024;
+const SHRINK_STEP: u32 = 256;
 
 const fn lane_code(lane: Lane) -> i64 {
     match lane {
@@ -381,30 +485,7 @@ fn queue_id(no: i64, now: u64) -> String {
     id
 }
 
-fn is_damage(error: &rusqlite::Error) -> bool {
-    matches!(
-        error.sqlite_error_code(),
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::SchemaChanged)
-    ) || matches!(error, rusqlite::Error::SqliteFailure(_, Some(text)) if text.contains("no such table"))
-}
-
-/// Renames the store's files to the first free name.
-fn put_aside(path: &Path) -> io::Result<PathBuf> {
-    let name = |n: u32| path.with_file_name(format!("queue.db.damaged-{n}"));
-    let aside = (1..).map(name).find(|p| !p.exists()).unwrap_or_else(|| name(0));
-    fs::rename(path, &aside)?;
-    for suffix in ["-wal", "-shm"] {
-        let mut from = path.as_os_str().to_owned();
-        let mut to = aside.as_os_str().to_owned();
-        from.push(suffix);
-        to.push(suffix);
-        match fs::rename(from, to) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-    }
-    Ok(aside)
-}
-
+#[cfg(test)]
+mod damage_tests;
 #[cfg(test)]
 mod tests;

@@ -109,7 +109,7 @@ impl Manager {
     /// Logs what became of a message and puts it into the store.
     fn carry_out(&mut self, now: Time, verdict: Verdict) {
         let no = verdict.no;
-        let seconds = self.clock.now(now).since_start().as_secs();
+        let seconds = self.clock.stored(self.clock.now(now));
         let summary = self.store.by_no(no).ok().flatten();
         let id = summary.as_ref().map_or_else(|| no.0.to_string(), |s| s.id.clone());
         let delay = summary.map_or(0, |s| seconds.saturating_sub(s.arrived));
@@ -132,15 +132,15 @@ impl Manager {
             if held {
                 log::error!("{id}: held: {why}");
             }
-            let due = due.since_start().as_secs();
+            let due = self.clock.stored(due);
             result = result
                 .and_then(|ended| self.store.defer(no, attempts, due, &why, held).map(|()| ended));
         }
         match result {
             Ok(true) => log::info!("{id}: removed"),
             Ok(false) => {}
-            // After a restart it is tried again: repeated, and not lost (Q5).
-            Err(e) => log::error!("{id}: the store cannot be changed: {e}"),
+            // It is made again: in the next turn, or in the store that takes this one's place.
+            Err(e) => log::debug!("{id}: {e}"),
         }
     }
 
@@ -184,7 +184,7 @@ impl Manager {
 
     /// Whether messages are given out: not any more once it was told to end.
     fn gives_out(&self) -> bool {
-        self.leaving.is_none() && self.broken.is_none()
+        self.leaving.is_none() && self.care.is_open()
     }
 
     fn wants_agent(&self, queue_now: Time) -> bool {
@@ -237,7 +237,14 @@ impl Manager {
         };
         let (found, recipients) = match read() {
             Ok((Some(found), recipients)) => (found, recipients),
+            // It comes back with the damaged store that it is in.
+            Ok((None, _)) if self.store.is_salvaging() => {
+                self.queue.hold(no);
+                self.queue.remove(no);
+                return None;
+            }
             Ok((None, _)) => {
+                self.store.report_damage("a queued message has no body");
                 self.queue.hold(no);
                 log::error!("message {} is not in the store", no.0);
                 return None;

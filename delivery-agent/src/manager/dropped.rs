@@ -113,7 +113,7 @@ impl DropBox {
 impl Manager {
     /// Whether this process still takes files; else they are its successor's.
     pub(super) fn takes_files(&self) -> bool {
-        self.leaving.is_none() && self.broken.is_none()
+        self.leaving.is_none() && self.care.is_open()
     }
 
     /// Takes in what was dropped: as much as one turn may.
@@ -121,7 +121,7 @@ impl Manager {
         if self.drops.next.is_none_or(|at| now < at) || !self.takes_files() {
             return;
         }
-        let seconds = self.clock.now(now).since_start().as_secs();
+        let seconds = self.clock.stored(self.clock.now(now));
         let found = match self.drops.collector.step(seconds) {
             Ok(found) => found,
             Err(e) => return self.drops.wait(now, &Fault::io("read maildrop", &e).to_string()),
@@ -141,8 +141,8 @@ impl Manager {
                     self.offered.push((Token(0), Offered { result, submission, size }));
                 }
                 // The rest of the turn's files would fare no better.
-                Err(StoreError::Full) => {
-                    self.drops.trouble = Some(StoreError::Full.to_string());
+                Err(e @ (StoreError::Full | StoreError::Damaged(_) | StoreError::Newer(_))) => {
+                    self.drops.trouble = Some(e.to_string());
                     return;
                 }
                 Err(StoreError::Failed(cause)) => return self.drops.strike(&dropped.path, &cause),

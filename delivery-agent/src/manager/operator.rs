@@ -34,18 +34,19 @@ impl Manager {
                 Ok(ok(String::new()))
             }
             [verb @ ("flush" | "hold" | "release" | "requeue" | "delete"), id] => {
-                self.change(queue_now, verb, id)
+                self.change(now, verb, id)
             }
             _ => Ok((64, format!("unknown request: {}\n", words.join(" ")))),
         };
         result.unwrap_or_else(|e| (75, format!("{e}\n")))
     }
 
-    fn change(&mut self, queue_now: Time, verb: &str, id: &str) -> Result<Answer, StoreError> {
+    fn change(&mut self, now: Time, verb: &str, id: &str) -> Result<Answer, StoreError> {
+        let queue_now = self.clock.now(now);
         let found = self.store.by_id(id)?.filter(|m| m.done == 0);
         let Some(message) = found else { return Ok(unknown(id)) };
         let no = message.no;
-        let seconds = queue_now.since_start().as_secs();
+        let seconds = self.clock.stored(queue_now);
         if self.queue.state(no) == "active" && verb != "flush" {
             return Ok((75, format!("{id}: it is on its way; try again\n")));
         }
@@ -65,7 +66,7 @@ impl Manager {
             _ => {
                 let attempts = if verb == "requeue" { 0 } else { message.attempts };
                 self.store.defer(no, attempts, seconds, "", false)?;
-                let arrived = Time::from_start(std::time::Duration::from_secs(message.arrived));
+                let arrived = self.clock.past(now, message.arrived);
                 self.queue.remove(no);
                 self.queue.add(no, message.lane, arrived, queue_now, attempts, false);
             }

@@ -3,7 +3,7 @@
 //! A change is kept until it is on disk: a full disk takes its transaction away, and then it is made
 //! again.
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::types::signed;
 use super::{MessageNo, RecipientState};
@@ -29,13 +29,20 @@ impl Change {
                      WHERE message = ?1 AND position = ?2",
                 )?;
                 for (position, state, reply) in marks {
+                    // Whoever has ended has a reply; see salvage.
+                    let reply = if reply.is_empty() { "no text" } else { reply.as_str() };
                     mark.execute(params![no.0, position, state.code(), reply])?;
                 }
                 let mut left = db.prepare_cached(
-                    "SELECT count(*) FROM recipient WHERE message = ?1 AND state = 0",
+                    "SELECT count(*), sum(state = 0) FROM recipient WHERE message = ?1",
                 )?;
-                let left: i64 = left.query_row([no.0], |row| row.get(0))?;
-                if left > 0 {
+                let count = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+                let (all, left): (i64, Option<i64>) = left.query_row([no.0], count)?;
+                if all == 0 {
+                    carry(db, *no, marks)?;
+                    return Ok(false);
+                }
+                if left != Some(0) {
                     return Ok(false);
                 }
                 let mut end =
@@ -53,9 +60,38 @@ impl Change {
                 Ok(false)
             }
             Self::Delete { no } => {
-                db.execute("DELETE FROM message WHERE no = ?1", [no.0])?;
+                if db.execute("DELETE FROM message WHERE no = ?1", [no.0])? == 0 {
+                    settle(db, no.0, no.0)?;
+                }
                 Ok(true)
             }
         }
     }
+}
+
+/// Keeps marks of a message that is not in the store: it is still in one that was put aside.
+pub(super) fn carry(
+    db: &Connection,
+    no: MessageNo,
+    marks: &[(i64, RecipientState, String)],
+) -> rusqlite::Result<()> {
+    let sql =
+        "INSERT OR REPLACE INTO carried(message, position, state, reply) VALUES(?1, ?2, ?3, ?4)";
+    let mut insert = db.prepare_cached(sql)?;
+    for (position, state, reply) in marks {
+        insert.execute(params![no.0, position, state.code(), reply])?;
+    }
+    Ok(())
+}
+
+/// Notes that messages have ended that may still be in a store that was put aside.
+pub(super) fn settle(db: &Connection, first: i64, last: i64) -> rusqlite::Result<()> {
+    let sql = "INSERT OR REPLACE INTO settled(first, last) VALUES(?1, ?2)";
+    db.prepare_cached(sql)?.execute([first, last]).map(drop)
+}
+
+/// Whether a message of a store that was put aside is known to have ended.
+pub(super) fn is_settled(db: &Connection, no: i64) -> rusqlite::Result<bool> {
+    let sql = "SELECT last >= ?1 FROM settled WHERE first <= ?1 ORDER BY first DESC LIMIT 1";
+    Ok(db.prepare_cached(sql)?.query_row([no], |row| row.get(0)).optional()?.unwrap_or(false))
 }

@@ -1,7 +1,8 @@
 //! read - questions to the store
 
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::sum::{body_sum, message_sum, recipient_sum};
 use super::types::unsigned;
 use super::{MessageNo, Recipient, RecipientState, Store, StoreError, Summary};
 use crate::wire::Lane;
@@ -13,10 +14,12 @@ impl Store {
     /// The store cannot be read.
     pub fn queued(&self, after: MessageNo, most: usize) -> Result<Vec<Summary>, StoreError> {
         let sql = format!("{SUMMARY} WHERE done = 0 AND no > ?1 ORDER BY no LIMIT ?2");
-        let mut query = self.db.prepare_cached(&sql)?;
         let most = i64::try_from(most).unwrap_or(i64::MAX);
-        let rows = query.query_map(params![after.0, most], summary)?;
-        Ok(rows.collect::<Result<_, _>>()?)
+        self.noted(|db| {
+            let mut query = db.prepare_cached(&sql)?;
+            let rows = query.query_map(params![after.0, most], summary)?;
+            rows.collect()
+        })
     }
 
     /// The messages that ended, the last first.
@@ -25,9 +28,11 @@ impl Store {
     /// The store cannot be read.
     pub fn ended(&self, most: usize) -> Result<Vec<Summary>, StoreError> {
         let sql = format!("{SUMMARY} WHERE done > 0 ORDER BY done DESC, no DESC LIMIT ?1");
-        let mut query = self.db.prepare_cached(&sql)?;
-        let rows = query.query_map([i64::try_from(most).unwrap_or(i64::MAX)], summary)?;
-        Ok(rows.collect::<Result<_, _>>()?)
+        self.noted(|db| {
+            let mut query = db.prepare_cached(&sql)?;
+            let rows = query.query_map([i64::try_from(most).unwrap_or(i64::MAX)], summary)?;
+            rows.collect()
+        })
     }
 
     /// A message by its queue id.
@@ -35,8 +40,8 @@ impl Store {
     /// # Errors
     /// The store cannot be read.
     pub fn by_id(&self, id: &str) -> Result<Option<Summary>, StoreError> {
-        let mut query = self.db.prepare_cached(&format!("{SUMMARY} WHERE id = ?1"))?;
-        Ok(query.query_row([id], summary).optional()?)
+        let sql = format!("{SUMMARY} WHERE id = ?1");
+        self.noted(|db| db.prepare_cached(&sql)?.query_row([id], summary).optional())
     }
 
     /// A message by its number.
@@ -44,8 +49,8 @@ impl Store {
     /// # Errors
     /// The store cannot be read.
     pub fn by_no(&self, no: MessageNo) -> Result<Option<Summary>, StoreError> {
-        let mut query = self.db.prepare_cached(&format!("{SUMMARY} WHERE no = ?1"))?;
-        Ok(query.query_row([no.0], summary).optional()?)
+        let sql = format!("{SUMMARY} WHERE no = ?1");
+        self.noted(|db| db.prepare_cached(&sql)?.query_row([no.0], summary).optional())
     }
 
     /// The recipients of a message.
@@ -53,18 +58,19 @@ impl Store {
     /// # Errors
     /// The store cannot be read.
     pub fn recipients(&self, no: MessageNo) -> Result<Vec<Recipient>, StoreError> {
-        let mut query = self.db.prepare_cached(
-            "SELECT position, address, state, reply FROM recipient WHERE message = ?1 ORDER BY position",
-        )?;
-        let rows = query.query_map([no.0], |row| {
-            Ok(Recipient {
-                position: row.get(0)?,
-                address: row.get(1)?,
-                state: RecipientState::of(row.get(2)?),
-                reply: row.get(3)?,
-            })
-        })?;
-        Ok(rows.collect::<Result<_, _>>()?)
+        let sql = "SELECT position, address, state, reply, sum FROM recipient WHERE message = ?1 \
+                   ORDER BY position";
+        self.noted(|db| {
+            let mut query = db.prepare_cached(sql)?;
+            let rows = query.query_map([no.0], |row| {
+                let (position, address): (i64, String) = (row.get(0)?, row.get(1)?);
+                let state = RecipientState::of(row.get(2)?);
+                let found = Recipient { position, address, state, reply: row.get(3)? };
+                let right = recipient_sum(no.0, position, &found.address);
+                checked(found, row.get(4)?, right)
+            })?;
+            rows.collect()
+        })
     }
 
     /// The bytes of a message; None when it has ended.
@@ -72,16 +78,40 @@ impl Store {
     /// # Errors
     /// The store cannot be read.
     pub fn body(&self, no: MessageNo) -> Result<Option<Vec<u8>>, StoreError> {
-        let mut query = self.db.prepare_cached("SELECT bytes FROM body WHERE message = ?1")?;
-        Ok(query.query_row([no.0], |row| row.get(0)).optional()?)
+        let sql = "SELECT bytes, sum FROM body WHERE message = ?1";
+        self.noted(|db| {
+            let bytes = |row: &Row<'_>| {
+                let bytes: Vec<u8> = row.get(0)?;
+                let right = body_sum(no.0, &bytes);
+                checked(bytes, row.get(1)?, right)
+            };
+            db.prepare_cached(sql)?.query_row([no.0], bytes).optional()
+        })
+    }
+
+    fn noted<T>(
+        &self,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        read(self.db()?).map_err(|e| self.note(e.into()))
     }
 }
 
 const SUMMARY: &str = "SELECT no, id, arrived, sender, size, origin, lane, attempts, next_try, why, \
-                       held, done FROM message";
+                       held, done, recipients, sum FROM message";
+
+/// A row, if it is as it was stored; one of an older version has no checksum.
+fn checked<T>(row: T, sum: Option<i64>, right: i64) -> rusqlite::Result<T> {
+    if sum.is_none_or(|sum| sum == right) {
+        return Ok(row);
+    }
+    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+    Err(rusqlite::Error::SqliteFailure(code, Some("a row does not match its checksum".to_owned())))
+}
 
 fn summary(row: &Row<'_>) -> rusqlite::Result<Summary> {
-    Ok(Summary {
+    let (recipients, sum): (Option<i64>, Option<i64>) = (row.get(12)?, row.get(13)?);
+    let found = Summary {
         no: MessageNo(row.get(0)?),
         id: row.get(1)?,
         arrived: unsigned(row.get(2)?),
@@ -98,5 +128,10 @@ fn summary(row: &Row<'_>) -> rusqlite::Result<Summary> {
         why: row.get(9)?,
         held: row.get(10)?,
         done: unsigned(row.get(11)?),
-    })
+    };
+    let (size, lane) = (row.get(4)?, row.get(6)?);
+    let Summary { no, id, sender, origin, .. } = &found;
+    let recipients = recipients.unwrap_or(0);
+    let right = message_sum(no.0, id, sender, size, origin, lane, recipients);
+    checked(found, sum, right)
 }

@@ -1,6 +1,6 @@
 //! space - room on the disk, and a reserve of it
 //!
-//! A file without meaning takes up a megabyte; it is removed when the disk is full, so that what was
+//! A file without meaning takes up some megabytes; it is removed when the disk is full, so that what was
 //! sent can still be marked (Q9). It comes back when there is room.
 
 use std::fs::{self, File};
@@ -8,10 +8,14 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statvfs::statvfs;
 
 const BALLAST: &str = "ballast";
-const BALLAST_SIZE: usize = 1 << 20;
+/// The WAL is written back after `schema::WAL_PAGES`: twice as much is enough for the marks of
+/// a turn and for what the database file grows by.
+const BALLAST_SIZE: usize = 4 << 20;
 
 /// The store's file system.
 #[derive(Debug)]
@@ -26,12 +30,16 @@ impl Space {
         Self { directory: directory.to_path_buf(), min_free }
     }
 
-    /// Whether there is too little for a submission. What was freed by giving up the reserve is not
-    /// for submissions.
-    pub(super) fn is_short(&self) -> bool {
+    /// Whether there is too little for submissions of so many bytes, where so much is unused within
+    /// the file. What was freed by giving up the reserve is not for submissions.
+    pub(super) fn is_short(&self, bytes: u64, unused: u64) -> bool {
         self.fill_ballast();
         let reserve = if self.path().exists() { 0 } else { BALLAST_SIZE as u64 };
-        self.free().is_some_and(|free| free < self.min_free.max(reserve))
+        // Once in the WAL, and once in the file unless it has room.
+        let wanted = 2 * bytes.saturating_sub(unused);
+        self.free().is_some_and(|free| {
+            free + unused < self.min_free.max(reserve).saturating_add(bytes) || free < wanted
+        })
     }
 
     fn path(&self) -> PathBuf {
@@ -61,7 +69,13 @@ impl Space {
         }
         let fill = || -> io::Result<()> {
             let options = File::options().write(true).create_new(true).mode(0o600).open(&path);
-            options?.write_all(&vec![0; BALLAST_SIZE])
+            let mut file = options?;
+            let size = i64::try_from(BALLAST_SIZE).unwrap_or(0);
+            match fallocate(&file, FallocateFlags::empty(), 0, size) {
+                // The file system does not know it.
+                Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => file.write_all(&vec![0; BALLAST_SIZE]),
+                other => Ok(other?),
+            }
         };
         if fill().is_err() {
             // Half a reserve is none.

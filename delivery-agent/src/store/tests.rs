@@ -1,4 +1,5 @@
 use super::*;
+use std::fs;
 
 fn submission() -> Submission {
     Submission {
@@ -74,8 +75,8 @@ fn q9_a_full_store_can_still_mark_what_was_sent() {
     let mut store = open(dir.path());
     let no = store.accept(&submission(), 1).unwrap().no;
     store.commit().unwrap();
-    let pages: i64 = store.db.query_row("PRAGMA page_count", [], |r| r.get(0)).unwrap();
-    store.db.pragma_update(None, "max_page_count", pages).unwrap();
+    let pages: i64 = store.db().unwrap().query_row("PRAGMA page_count", [], |r| r.get(0)).unwrap();
+    store.db().unwrap().pragma_update(None, "max_page_count", pages).unwrap();
     let big = Submission { body: vec![b'x'; 1 << 20], ..submission() };
     assert_eq!(store.accept(&big, 2), Err(StoreError::Full));
     assert_eq!(store.commit(), Err(StoreError::Full));
@@ -90,8 +91,8 @@ fn q9_what_goes_down_with_a_transaction_is_told_or_done_again() {
     let mut store = open(dir.path());
     let no = store.accept(&submission(), 1).unwrap().no;
     store.commit().unwrap();
-    let pages: i64 = store.db.query_row("PRAGMA page_count", [], |r| r.get(0)).unwrap();
-    store.db.pragma_update(None, "max_page_count", pages + 1).unwrap();
+    let pages: i64 = store.db().unwrap().query_row("PRAGMA page_count", [], |r| r.get(0)).unwrap();
+    store.db().unwrap().pragma_update(None, "max_page_count", pages + 1).unwrap();
     let marks: Vec<_> = [0, 1].map(|n| (n, RecipientState::Delivered, "250 ok".to_owned())).into();
     assert!(store.mark(no, &marks, 3).unwrap());
     store.accept(&submission(), 4).unwrap();
@@ -137,8 +138,8 @@ fn q9_full_in_the_middle_of_a_turn_what_was_told_is_what_is_on_disk() {
     let mut store = open(dir.path());
     let first = store.accept(&submission(), 1).unwrap().no;
     store.commit().unwrap();
-    let pages: i64 = store.db.query_row("PRAGMA page_count", [], |r| r.get(0)).unwrap();
-    store.db.pragma_update(None, "max_page_count", pages + 4).unwrap();
+    let pages: i64 = store.db().unwrap().query_row("PRAGMA page_count", [], |r| r.get(0)).unwrap();
+    store.db().unwrap().pragma_update(None, "max_page_count", pages + 4).unwrap();
     let big = Submission { body: vec![b'x'; 1 << 20], ..submission() };
     let results = [submission(), big, submission()].map(|s| store.accept(&s, 2));
     let commit = store.commit();

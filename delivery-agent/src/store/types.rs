@@ -24,16 +24,38 @@ pub struct Accepted {
 pub enum StoreError {
     /// The disk is full.
     Full,
-    /// Anything else.
+    /// What is on the disk is not what was stored.
+    Damaged(String),
+    /// It has a version of the tables that a later program has made.
+    Newer(i64),
+    /// Anything else: the store may be perfect.
     Failed(String),
 }
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
-        match error.sqlite_error_code() {
-            Some(ErrorCode::DiskFull) => Self::Full,
-            _ => Self::Failed(error.to_string()),
-        }
+        use rusqlite::Error;
+        let text = error.to_string();
+        let is_damage = match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => return Self::Full,
+            Some(
+                ErrorCode::DatabaseCorrupt
+                | ErrorCode::NotADatabase
+                | ErrorCode::ConstraintViolation
+                | ErrorCode::TypeMismatch,
+            ) => true,
+            Some(ErrorCode::Unknown) => text.contains("no such ") || text.contains("has no column"),
+            Some(_) => false,
+            None => matches!(
+                error,
+                Error::FromSqlConversionFailure(..)
+                    | Error::IntegralValueOutOfRange(..)
+                    | Error::InvalidColumnType(..)
+                    | Error::InvalidColumnIndex(_)
+                    | Error::Utf8Error(..)
+            ),
+        };
+        if is_damage { Self::Damaged(text) } else { Self::Failed(text) }
     }
 }
 
@@ -41,6 +63,8 @@ impl std::fmt::Display for StoreError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Full => f.write_str("the disk is full"),
+            Self::Damaged(text) => write!(f, "damaged: {text}"),
+            Self::Newer(version) => write!(f, "version {version} is of a later program"),
             Self::Failed(text) => f.write_str(text),
         }
     }
