@@ -143,7 +143,8 @@ fn q9_a_full_disk_refuses_and_loses_nothing() {
     assert_eq!(arrived.len(), distinct.len(), "sent again: {arrived:?}");
     instance.stop();
     drop((small, drops));
-    instance.finish(&["the disk is full", " is down: "]);
+    instance
+        .finish_with(&["insufficient disk space", " is down: "], &["messages stay in maildrop"]);
 }
 
 #[test]
@@ -205,4 +206,91 @@ fn drop_files_wait_without_work_while_the_disk_is_full() {
     instance.stop();
     drop(small);
     instance.finish(&["messages stay in maildrop"]);
+}
+
+/// A mail of 100 kB.
+fn submit_large(instance: &Instance, to: &str) -> u16 {
+    let mut client = Client::tcp(instance.port).expect("smtpd serves");
+    let text = format!("Subject: x\r\n\r\n{}", "0123456789\r\n".repeat(8500));
+    client.send("a@x.example", &[to], &text).expect("smtpd answers").code
+}
+
+/// Mails of 100 kB until the disk is full.
+fn submit_until_full(instance: &Instance) -> BTreeSet<String> {
+    let mut taken = BTreeSet::new();
+    let mut refused = 0;
+    for n in 0..2000 {
+        let to = format!("u{n}@y.example");
+        match submit_large(instance, &to) {
+            250 => assert!(taken.insert(to)),
+            code => {
+                assert_eq!(code, 452);
+                refused += 1;
+                if refused == 3 {
+                    return taken;
+                }
+            }
+        }
+    }
+    panic!("the disk did not become full");
+}
+
+/// With queue_minfree = 0 no mark was ever saved, and a restart repeated 184 mails of 186.
+#[test]
+fn q9_marks_are_saved_on_a_full_disk_and_a_restart_repeats_nothing() {
+    let port = free_port();
+    let mut instance = Instance::new();
+    instance.parameter("relayhost", &format!("[127.0.0.1]:{port}")).parameter("queue_minfree", "0");
+    let Some(small) = Small::mount(&instance, "queue", 0o700, "24m") else {
+        return instance.finish(&[]);
+    };
+    instance.start();
+    let taken = submit_until_full(&instance);
+    fill(&small);
+    let relay = Relay::on(port);
+    wait::until("all that was taken", wait::LONG * 2, || {
+        (relay.taken().len() >= taken.len()).then_some(())
+    });
+    instance.log().wait_for_count(": removed", taken.len());
+    instance.kill().start();
+    wait::until("an empty queue", wait::LONG, || {
+        let list = instance.command("alertq").arg("list").output().ok()?;
+        (list.stdout == b"Mail queue is empty\n").then_some(())
+    });
+    let arrived: Vec<_> = relay.taken().into_iter().flat_map(|t| t.recipients).collect();
+    let distinct: BTreeSet<_> = arrived.iter().cloned().collect();
+    assert_eq!(distinct, taken);
+    assert_eq!(arrived.len(), taken.len(), "sent again");
+    instance.stop();
+    drop(small);
+    instance.finish_with(&["insufficient disk space"], &[" is down: ", "No space left"]);
+}
+
+/// The file never shrank and its free pages were no room: after a full disk it was 452 for ever.
+#[test]
+fn q9_after_a_full_disk_mail_is_accepted_again_and_the_file_shrinks() {
+    let port = free_port();
+    let mut instance = Instance::new();
+    instance.parameter("relayhost", &format!("[127.0.0.1]:{port}"));
+    let Some(small) = Small::mount(&instance, "queue", 0o700, "32m") else {
+        return instance.finish(&[]);
+    };
+    instance.start();
+    let taken = submit_until_full(&instance);
+    let file = small.at.join("queue.db");
+    let size = fs::metadata(&file).unwrap().len();
+    let relay = Relay::on(port);
+    wait::until("all that was taken", wait::LONG * 2, || {
+        (relay.taken().len() >= taken.len()).then_some(())
+    });
+    instance.log().wait_for("disk space available, accepting mail again");
+    assert_eq!(submit_large(&instance, "again@y.example"), 250);
+    wait::until("the file to shrink", wait::LONG, || {
+        (fs::metadata(&file).unwrap().len() < size / 2).then_some(())
+    });
+    assert_eq!(instance.log().count("insufficient disk space"), 1);
+    assert_eq!(instance.log().count("accepting mail again"), 1);
+    instance.stop();
+    drop(small);
+    instance.finish_with(&["insufficient disk space"], &[" is down: "]);
 }
