@@ -5,6 +5,10 @@
 //! what is left are addresses as an envelope has them. A word without a domain is an address too:
 //! `To: root`.
 
+mod qualify;
+
+pub use qualify::qualify;
+
 /// The longest address, in bytes. RFC 5321 wants 254.
 const MAX_ADDRESS: usize = 512;
 

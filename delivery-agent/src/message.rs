@@ -10,11 +10,26 @@ use std::time::Duration;
 
 use worker_proto::{clock, sys};
 
+use crate::address;
+
 /// The longest line, without its end (RFC 5322 section 2.1.1).
 pub const MAX_LINE: usize = 998;
 
 /// Fields that are nobody's business but the sending host's.
 const PRIVATE: [&str; 4] = ["bcc", "content-length", "resent-bcc", "return-path"];
+
+/// Fields whose value is addresses of people.
+const PEOPLE: [&str; 9] = [
+    "from",
+    "sender",
+    "reply-to",
+    "to",
+    "cc",
+    "resent-from",
+    "resent-sender",
+    "resent-to",
+    "resent-cc",
+];
 
 /// A field of the header with its line end, folded or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,6 +127,22 @@ impl Message {
     /// Removes what must not leave the host.
     pub fn drop_private(&mut self) {
         self.fields.retain(|f| !PRIVATE.contains(&f.name.as_str()));
+    }
+
+    /// Gives every address in the fields that name people a domain (M3).
+    pub fn qualify(&mut self, origin: &str) {
+        for field in self.fields.iter_mut().filter(|f| PEOPLE.contains(&f.name.as_str())) {
+            let Some(colon) = field.raw.iter().position(|&b| b == b':') else { continue };
+            let value = field.raw.strip_suffix(b"\r\n").unwrap_or(&field.raw);
+            let Some(value) = address::qualify(&value[colon + 1..], origin) else { continue };
+            let text = [&field.raw[..=colon], &value].concat();
+            let mut raw = Vec::with_capacity(text.len() + 2);
+            // It may be too long now.
+            for line in Lines(&text) {
+                push_folded(&mut raw, &line);
+            }
+            field.raw = raw;
+        }
     }
 
     /// Puts a field at the end of the header. Line ends in the value are its folds.
@@ -384,6 +415,20 @@ mod tests {
         let want = "Received: by h;\r\n\tnow X-Injected: y\r\nTo: a@b\r\ndate: mine\r\nFrom: f@x\r\n\
                     Message-ID: <id@x>\r\n\r\nx\r\n";
         assert_eq!(String::from_utf8(message.to_bytes()).unwrap(), want);
+    }
+
+    /// Relays refuse `From: root`, as cron writes it.
+    #[test]
+    fn m3_people_without_a_domain_get_one() {
+        let long = "x".repeat(980);
+        let raw =
+            format!("From: root (Cron Daemon)\nSubject: root\nCc: {long},\n b, c@x\n\nTo: root\n");
+        let mut message = Message::parse(raw.as_bytes());
+        message.qualify("o.example");
+        let text = String::from_utf8(message.to_bytes()).unwrap();
+        assert!(text.starts_with("From: root@o.example (Cron Daemon)\r\nSubject: root\r\nCc: x"));
+        assert!(text.ends_with(",\r\n b@o.example, c@x\r\n\r\nTo: root\r\n"), "{text}");
+        assert!(text.lines().all(|line| line.len() <= MAX_LINE));
     }
 
     #[test]

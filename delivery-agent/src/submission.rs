@@ -90,6 +90,7 @@ impl Host {
             sender => sender.to_owned(),
         };
         message.drop_private();
+        message.qualify(&self.origin);
         message.complete(&from, &date, &message::message_id(now, &self.name));
         message.prepend("Received", &self.received(source, &date));
         let origin = source.to_string();

@@ -124,12 +124,17 @@ fn a_user_whose_mail_is_stored_while_the_system_is_down_is_told_so() {
     let mut instance = Instance::new();
     instance.parameter("relayhost", &relay.name());
     instance.write();
-    assert_eq!(as_user(&instance, &["b@y.example"], "Subject: x\n\nx\n"), (0, String::new()));
+    let text = "From: root (Cron Daemon)\nTo: root\nSubject: x\n\nx\n";
+    assert_eq!(as_user(&instance, &["b@y.example"], text), (0, String::new()));
     let large = "0123456789\n".repeat(200_000);
     assert_eq!(as_user(&instance, &["c@y.example"], &large), (0, String::new()));
     instance.start();
     wait::until("two messages", wait::LONG, || (relay.taken().len() == 2).then_some(()));
     instance.log().wait_for("origin=uid 65534 by maildrop");
+    let taken = relay.taken();
+    let text = taken.iter().find(|t| t.recipients == ["b@y.example"]).map(|t| t.text.clone());
+    let from = "\r\nFrom: root@test.example (Cron Daemon)\r\nTo: root@test.example\r\n";
+    assert!(text.as_ref().is_some_and(|text| text.contains(from)), "{text:?}");
     instance.log().wait_for_count(": removed", 2);
     instance.finish(&[]);
 }
