@@ -3,6 +3,7 @@
 //! Asks qmgr; when qmgr does not run, lists the store itself (Q13).
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use worker_proto::params::CommonParams;
 use worker_proto::server::{self, CONFIG_DIRECTORY};
 
 use crate::listing;
+use crate::maildrop;
 use crate::store::Store;
 use crate::wire;
 
@@ -107,14 +109,50 @@ pub fn run(common: &CommonParams, words: &[String]) -> (u8, String) {
         }
         asked = ask(queue, words);
     }
-    match asked {
+    let (code, text) = match asked {
         Ok((0, text)) => (0, text),
         Ok((code, text)) => (code, format!("alertq: {text}")),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            (77, "alertq: fatal: only root may see and change the queue\n".to_owned())
+        }
         Err(e) => {
             let fault = Fault::io(format!("ask {}", path.display()), &e);
             offline(words).unwrap_or_else(|| (69, format!("alertq: fatal: {fault}\n")))
         }
+    };
+    (code, printable(&with_dropped(words, code, text)))
+}
+
+const EMPTY: &str = "Mail queue is empty\n";
+
+/// A list tells of messages that qmgr has not taken in yet, too.
+fn with_dropped(words: &[String], code: u8, text: String) -> String {
+    let waiting = match (words, code) {
+        ([list], 0) if list == "list" => maildrop::count(Path::new(maildrop::DIRECTORY)),
+        _ => 0,
+    };
+    let plural = if waiting == 1 { "" } else { "s" };
+    match waiting {
+        0 => text,
+        _ => {
+            let list = if text == EMPTY { "" } else { &text };
+            format!("{list}-- {waiting} message{plural} in maildrop, not yet in the queue.\n")
+        }
     }
+}
+
+/// What others have written, fit for a terminal: a control character is shown by its number.
+fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\n' && c != '\t' {
+            // As in JSON, where it stands in strings alone.
+            let _ = write!(shown, "\\u{:04x}", u32::from(c));
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
 }
 
 /// How often qmgr is asked when it goes in the middle.
@@ -132,6 +170,10 @@ fn ask(queue: &Path, words: &[String]) -> io::Result<(u8, String)> {
 /// What can be told without qmgr; None when it runs after all, or is needed. The queue directory is
 /// the working directory.
 fn offline(words: &[String]) -> Option<(u8, String)> {
+    let is_new = !Path::new("queue/queue.db").exists();
+    if is_new && words == ["list"] && maildrop::count(Path::new(maildrop::DIRECTORY)) > 0 {
+        return Some((0, EMPTY.to_owned()));
+    }
     let store = Store::look(Path::new("queue")).ok()?;
     let doing = |_| ("queued", None);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -142,4 +184,16 @@ fn offline(words: &[String]) -> Option<(u8, String)> {
         _ => return None,
     };
     Some((0, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A header or a reply of a relay could clear the operator's screen, or answer in its name.
+    #[test]
+    fn no_control_character_reaches_the_terminal() {
+        let text = "Subject: \u{1b}[2J\u{9b}1m\u{7f}\tx\r\n\u{e4}\n";
+        assert_eq!(printable(text), "Subject: \\u001b[2J\\u009b1m\\u007f\tx\\u000d\n\u{e4}\n");
+    }
 }

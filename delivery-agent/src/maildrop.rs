@@ -5,6 +5,7 @@
 //! files in at its start and at each wakeup, a bounded number at a time; whoever may write here can put
 //! anything here, and none of it concerns another file. What is no message is moved to `corrupt/`.
 
+use std::fs;
 use std::io;
 use std::path::Path;
 
@@ -36,6 +37,13 @@ const CORRUPT: &str = "corrupt";
 /// There is no room, or the directory may not be written to.
 pub fn drop_message(directory: &Path, submission: &Submission) -> io::Result<()> {
     Draft::new(directory, submission)?.finish()
+}
+
+/// How many messages wait in the directory; 0 for who may not read it.
+#[must_use]
+pub fn count(directory: &Path) -> usize {
+    let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+    entries.filter(|e| e.file_name().as_encoded_bytes().starts_with(WHOLE.as_bytes())).count()
 }
 
 /// Neither follow a link nor wait for the other end of a pipe.

@@ -128,6 +128,12 @@ fn a_user_whose_mail_is_stored_while_the_system_is_down_is_told_so() {
     assert_eq!(as_user(&instance, &["b@y.example"], text), (0, String::new()));
     let large = "0123456789\n".repeat(200_000);
     assert_eq!(as_user(&instance, &["c@y.example"], &large), (0, String::new()));
+    // It said that the queue is empty.
+    let list = instance.command("alertq").arg("list").output().unwrap();
+    let want = "-- 2 messages in maildrop, not yet in the queue.\n";
+    assert_eq!(String::from_utf8_lossy(&list.stdout), want);
+    let (status, said) = as_user(&instance, &["-bp"], "");
+    assert!(status != 0 && !said.contains("empty"), "{status} {said}");
     instance.start();
     wait::until("two messages", wait::LONG, || (relay.taken().len() == 2).then_some(()));
     instance.log().wait_for("origin=uid 65534 by maildrop");
