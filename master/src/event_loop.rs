@@ -23,9 +23,11 @@ use crate::avail::{Action, Event};
 use crate::config::Config;
 use crate::control::Control;
 use crate::jobs::{Jobs, Task};
+use crate::listen::Listener;
 use crate::lock::Lock;
 use crate::notice::{self, Notice};
 use crate::notify::Manager;
+use crate::orphans;
 use crate::params::MasterParams;
 use crate::plan::Flags;
 use crate::service::Key;
@@ -40,6 +42,7 @@ mod operator;
 mod queue;
 mod reload;
 mod service;
+mod sockets;
 mod sources;
 mod upgrade;
 mod wakeups;
@@ -64,6 +67,7 @@ enum Timer {
     Policy(ServiceId),
     Wakeup(ServiceId),
     Bind(ServiceId),
+    Part,
     Trigger(u64),
     Client(u64),
     Names,
@@ -109,6 +113,8 @@ pub struct Master {
     by_key: HashMap<Key, ServiceId>,
     pids: HashMap<i32, (ServiceId, crate::avail::WorkerId)>,
     timers: Timers<Timer>,
+    /// Sockets that are no service's any more, held until they are ended.
+    parting: Vec<Listener>,
     queue: Queue,
     triggers: HashMap<u64, (Trigger, mio::Token, ServiceId)>,
     signals: Signals,
@@ -150,14 +156,24 @@ impl Master {
         let now = Time::now();
         master.exit_at = exit_after.map(|after| now + after);
         let mut faults = Vec::new();
+        let mut old = orphans::sockets(&master.config);
+        let found = old.len();
         for configured in std::mem::take(&mut master.config.services) {
-            let bound = Service::bind(&configured.def, &master.config);
+            let bound = Service::bind(&configured.def, &master.config, &mut old);
             match bound {
                 Err(fault) if strict => faults.push(fault),
                 bound => drop(master.add(now, configured, bound)),
             }
         }
-        if faults.is_empty() { Ok(master) } else { Err(faults) }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        if found > old.len() {
+            Notice::TookOver { sockets: found - old.len() }.log();
+        }
+        old.retain(Listener::is_inet);
+        master.part_with(now, old);
+        Ok(master)
     }
 
     fn serving_nothing(birth: Birth, config: Config, control: Control) -> io::Result<Self> {
@@ -172,6 +188,7 @@ impl Master {
             by_key: HashMap::new(),
             pids: HashMap::new(),
             timers: Timers::new(),
+            parting: Vec::new(),
             queue: Queue::default(),
             triggers: HashMap::new(),
             signals,
@@ -279,6 +296,7 @@ impl Master {
             Timer::Policy(id) => self.queue.push(id, Event::Tick),
             Timer::Wakeup(id) => self.wake(now, id),
             Timer::Bind(id) => self.bind_again(now, id),
+            Timer::Part => self.end_sockets(now),
             Timer::Trigger(number) => self.end_trigger(number),
             Timer::Client(number) => self.end_client(number),
             Timer::Names => self.names_ready(now, true),

@@ -22,6 +22,7 @@ pub mod monitor;
 pub mod names;
 pub mod notice;
 pub mod notify;
+pub mod orphans;
 pub mod owner;
 pub mod params;
 pub mod plan;

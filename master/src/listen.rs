@@ -1,20 +1,26 @@
 //! listen - the sockets and pipes on which clients knock
 //!
 //! The master binds and watches them and hands them to workers; it never accepts (G08).
+//!
+//! Workers have copies of the sockets, so that closing one here ends nothing: it goes on to take
+//! clients for as long as any worker has it. Hence a socket that is wanted again is used again, and one
+//! that is not is ended for everybody, when no client waits in it ([`Listener::end`]).
 
 use std::fs;
+use std::io::ErrorKind::AddrInUse;
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, listen,
-    setsockopt, socket, sockopt,
+    AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrStorage, UnixAddr, bind,
+    getsockopt, listen, setsockopt, shutdown, socket, sockopt,
 };
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use worker_proto::abi::Transport;
+use worker_proto::clock::Time;
 use worker_proto::diagnostic::Fault;
 use worker_proto::sys;
 
@@ -28,11 +34,15 @@ pub struct Listener {
     fd: OwnedFd,
     /// Device and inode of its name in the file system.
     file: Option<(u64, u64)>,
+    /// Since when it is no endpoint of its service any more: it serves the clients that wait in it.
+    pub left: Option<Time>,
 }
 
 impl Listener {
     /// Binds an endpoint; the queue directory is the working directory. What is in the way of a
-    /// socket in the file system is removed, as it is left over from a master that has ended.
+    /// socket in the file system is removed, as it is left over from a master that has ended. `old`
+    /// are sockets of ours that nobody listens on from now on: the same one is taken from there, and
+    /// one that covers more or fewer addresses of the port is not in the way.
     ///
     /// # Errors
     /// The address is in use or not of this host, or the name cannot be made.
@@ -41,9 +51,17 @@ impl Listener {
         transport: Transport,
         backlog: u32,
         owner: Owner,
+        old: &mut Vec<Self>,
     ) -> Result<Self, Fault> {
+        let same = |l: &Self| l.endpoint == *endpoint && l.is_of(transport);
+        if let Some(at) = old.iter().position(same) {
+            let listener = old.swap_remove(at);
+            listener.hold(false);
+            listener.set_backlog(backlog);
+            return Ok(Self { left: None, ..listener });
+        }
         let fd = match endpoint {
-            Endpoint::Inet(address) => inet(*address, backlog).map_err(|e| {
+            Endpoint::Inet(address) => beside(*address, backlog, old).map_err(|e| {
                 Fault::io(format!("bind {} port {}", address.ip(), address.port()), &e)
             }),
             Endpoint::Path(path) => owner.run(|| match transport {
@@ -55,20 +73,65 @@ impl Listener {
             }),
         }?;
         let fd = sys::set_high(fd).map_err(|e| Fault::io("dup", &e))?;
-        Ok(Self { endpoint: endpoint.clone(), fd, file: file(endpoint) })
+        Ok(Self::adopt(endpoint.clone(), fd, file(endpoint)))
     }
 
     /// An endpoint that another program has bound in this process, under the name that was this file
     /// then.
     #[must_use]
     pub const fn adopt(endpoint: Endpoint, fd: OwnedFd, file: Option<(u64, u64)>) -> Self {
-        Self { endpoint, fd, file }
+        Self { endpoint, fd, file, left: None }
     }
 
     /// Device and inode of its name in the file system.
     #[must_use]
     pub const fn file(&self) -> Option<(u64, u64)> {
         self.file
+    }
+
+    /// Whether a service of this type can listen on it.
+    fn is_of(&self, transport: Transport) -> bool {
+        let wanted = match transport {
+            Transport::Fifo => return false,
+            Transport::UnixDgram => SockType::Datagram,
+            Transport::Unix | Transport::Pass | Transport::Inet => SockType::Stream,
+        };
+        getsockopt(&self.fd, sockopt::SockType) == Ok(wanted)
+    }
+
+    /// Whether it is a TCP socket.
+    #[must_use]
+    pub const fn is_inet(&self) -> bool {
+        matches!(self.endpoint, Endpoint::Inet(_))
+    }
+
+    /// Lets no new connection begin, or again; those that have begun go on. The clients try again
+    /// within seconds, and find who listens then.
+    pub fn hold(&self, on: bool) {
+        if self.is_inet() {
+            // Without room for the filter a client may be reset in the moment until the end.
+            let _ = sys::hold_connections(self.fd.as_fd(), on);
+        }
+    }
+
+    /// Whether no client waits in it, and none is on its way.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        let Endpoint::Inet(address) = &self.endpoint else {
+            return true;
+        };
+        let table = if address.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
+        self.queue().is_none_or(|(waiting, _)| waiting == 0)
+            && !fs::read_to_string(table).is_ok_and(|text| is_beginning(&text, address.port()))
+    }
+
+    /// Ends its listening, in every process that has it: the next client is refused, and the port is
+    /// free. A client that waits in it is reset.
+    pub fn end(self) {
+        if self.is_inet() {
+            // It listens, so this cannot fail.
+            let _ = shutdown(self.fd.as_raw_fd(), Shutdown::Read);
+        }
     }
 
     /// Where it listens.
@@ -117,7 +180,37 @@ fn file(endpoint: &Endpoint) -> Option<(u64, u64)> {
     fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
-fn inet(address: SocketAddr, backlog: u32) -> io::Result<OwnedFd> {
+/// Binds a TCP address where sockets of ours may be in the way, but no other program's. Both sides
+/// share the port only meanwhile: another program of root could join later.
+fn beside(address: SocketAddr, backlog: u32, old: &[Listener]) -> io::Result<OwnedFd> {
+    let endpoint = Endpoint::Inet(address);
+    let in_the_way: Vec<_> = old.iter().filter(|l| l.endpoint.overlaps(&endpoint)).collect();
+    let alone = inet(address, backlog, false);
+    if in_the_way.is_empty() || !alone.as_ref().is_err_and(|e| e.kind() == AddrInUse) {
+        return alone;
+    }
+    let share =
+        |on: bool| in_the_way.iter().try_for_each(|l| setsockopt(&l.fd, sockopt::ReusePort, &on));
+    share(true)?;
+    let bound = inet(address, backlog, true);
+    share(false)?;
+    if let Ok(fd) = &bound {
+        setsockopt(fd, sockopt::ReusePort, &false)?;
+    }
+    bound
+}
+
+/// Whether a table of the kernel (proc_net_tcp) has a connection to a port that has begun (SYN_RECV)
+/// and is in no queue yet.
+fn is_beginning(table: &str, port: u16) -> bool {
+    let port = format!(":{port:04X}");
+    table.lines().skip(1).any(|line| {
+        let words: Vec<&str> = line.split_ascii_whitespace().take(4).collect();
+        matches!(words[..], [_, local, _, "03"] if local.ends_with(&port))
+    })
+}
+
+fn inet(address: SocketAddr, backlog: u32, share: bool) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(family, SockType::Stream, flags, None)?;
@@ -125,6 +218,9 @@ fn inet(address: SocketAddr, backlog: u32) -> io::Result<OwnedFd> {
         setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
     }
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    if share {
+        setsockopt(&fd, sockopt::ReusePort, &true)?;
+    }
     bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
     listen(&fd, queue_length(backlog)?)?;
     Ok(fd)
@@ -174,4 +270,35 @@ fn remove(path: &str) -> io::Result<()> {
 fn queue_length(backlog: u32) -> nix::Result<Backlog> {
     Backlog::new(i32::try_from(backlog).unwrap_or(i32::MAX).min(i32::from(u16::MAX)))
         .or(Ok(Backlog::MAXCONN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_has_begun_is_seen_in_the_kernels_table() {
+        let table = "  sl  local_address rem_address   st tx_queue\n   \
+            0: 0100007F:09DD 00000000:0000 0A 0\n   \
+            1: 0100007F:09DD 0100007F:8001 01 0\n   \
+            2: 0100007F:0019 0100007F:8002 03 0\n";
+        assert!(is_beginning(table, 25));
+        assert!(!is_beginning(table, 2525), "it listens, and one is there");
+    }
+
+    #[test]
+    fn the_addresses_of_a_port_overlap_where_one_is_all() {
+        let at = |text: &str| Endpoint::Inet(text.parse().unwrap());
+        for (a, b, overlap) in [
+            ("127.0.0.1:25", "127.0.0.1:25", true),
+            ("127.0.0.1:25", "0.0.0.0:25", true),
+            ("127.0.0.1:25", "127.0.0.2:25", false),
+            ("127.0.0.1:25", "0.0.0.0:26", false),
+            ("127.0.0.1:25", "[::]:25", false),
+            ("[::1]:25", "[::]:25", true),
+        ] {
+            assert_eq!(at(a).overlaps(&at(b)), overlap, "{a} {b}");
+            assert_eq!(at(b).overlaps(&at(a)), overlap, "{b} {a}");
+        }
+    }
 }

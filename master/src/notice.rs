@@ -75,6 +75,10 @@ notices! {
     /// The master serves. Logged once a start.
     Info Started { version: String = "0.1.0", directory: String = "/etc/belfry" }
         => "daemon started -- version {version}, configuration {directory}";
+    /// An earlier master was killed and workers of it still serve clients. Their listen sockets go on to
+    /// be used, with the clients that wait in them.
+    Info TookOver { sockets: usize = 3_usize }
+        => "took over {sockets} listen sockets from workers of an earlier master";
     /// A reload was asked for, by SIGHUP or by `belfry reload`.
     Info Reload { version: String = "0.1.0", directory: String = "/etc/belfry" }
         => "reload -- version {version}, configuration {directory}";

@@ -26,9 +26,9 @@ pub struct Plan {
     pub stress: Option<usize>,
 }
 
-/// Plans a service's command line (F01, the order is fixed).
+/// Plans a service's command line (F01, the order is fixed) for workers with so many listen sockets.
 #[must_use]
-pub fn plan(def: &ServiceDef, daemon_directory: &Path, flags: Flags) -> Plan {
+pub fn plan(def: &ServiceDef, sockets: usize, daemon_directory: &Path, flags: Flags) -> Plan {
     let path = daemon_directory.join(&def.command);
     let base = def.command.rsplit('/').next().unwrap_or(&def.command);
     let mut args = vec![def.command.clone()];
@@ -53,8 +53,8 @@ pub fn plan(def: &ServiceDef, daemon_directory: &Path, flags: Flags) -> Plan {
         stress = Some(args.len() - 1);
     }
     let mut push = |words: &[&str]| args.extend(words.iter().map(|&w| w.to_owned()));
-    if def.endpoints.len() > 1 {
-        push(&["-s", &def.endpoints.len().to_string()]);
+    if sockets > 1 {
+        push(&["-s", &sockets.to_string()]);
     }
     args.extend(def.args.iter().cloned());
     Plan {
@@ -127,7 +127,7 @@ mod tests {
     }
 
     fn words(def: &ServiceDef, flags: Flags) -> String {
-        let plan = plan(def, Path::new("/d"), flags);
+        let plan = plan(def, def.endpoints.len(), Path::new("/d"), flags);
         let words: Vec<_> = plan.args.iter().map(|a| String::from_utf8_lossy(a)).collect();
         words.join("|")
     }
@@ -139,7 +139,7 @@ mod tests {
             words(&def(), flags),
             "smtpd|-n|2525|-t|inet|-d|-v|-u|-c|-o|stress=yes|-s|2|-o|x = y  z"
         );
-        assert_eq!(plan(&def(), Path::new("/d"), flags).stress, Some(10));
+        assert_eq!(plan(&def(), 2, Path::new("/d"), flags).stress, Some(10));
         let single = ServiceDef {
             key: Key { transport: Transport::Unix, name: "private/qmgr".to_owned() },
             ext_name: "qmgr".to_owned(),
@@ -151,7 +151,7 @@ mod tests {
             ..def()
         };
         assert_eq!(words(&single, Flags::default()), "sub/qmgr|-l|-t|unix|-u");
-        assert_eq!(plan(&single, Path::new("/d"), Flags::default()).path, b"/d/sub/qmgr");
+        assert_eq!(plan(&single, 1, Path::new("/d"), Flags::default()).path, b"/d/sub/qmgr");
         let free = ServiceDef { max_proc: None, unprivileged: false, ..single };
         assert_eq!(words(&free, Flags::default()), "sub/qmgr|-z|-t|unix");
     }
@@ -163,7 +163,7 @@ mod tests {
             endpoints: vec![Endpoint::Path("private/smtpd".to_owned())],
             ..def()
         };
-        assert!(plan(&pass, Path::new("/d"), Flags::default()).stress.is_some());
+        assert!(plan(&pass, 1, Path::new("/d"), Flags::default()).stress.is_some());
         let loopback =
             ServiceDef { endpoints: vec![Endpoint::Inet("127.0.0.1:1".parse().unwrap())], ..def() };
         for def in [
@@ -171,7 +171,7 @@ mod tests {
             ServiceDef { max_proc: None, ..def() },
             loopback,
         ] {
-            assert_eq!(plan(&def, Path::new("/d"), Flags::default()).stress, None);
+            assert_eq!(plan(&def, 1, Path::new("/d"), Flags::default()).stress, None);
         }
     }
 

@@ -60,6 +60,21 @@ pub enum Endpoint {
     Path(String),
 }
 
+impl Endpoint {
+    /// Whether clients of one can be clients of the other: they are the same, or one is all addresses
+    /// of the other's port.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Inet(a), Self::Inet(b)) => {
+                let any = a.ip().is_unspecified() || b.ip().is_unspecified();
+                a.port() == b.port() && a.is_ipv4() == b.is_ipv4() && (any || a.ip() == b.ip())
+            }
+            _ => self == other,
+        }
+    }
+}
+
 impl ServiceDef {
     /// Whether only this host can reach it (E14).
     #[must_use]

@@ -99,6 +99,12 @@ impl Instance {
         self
     }
 
+    /// Has these lines of master.cf in place of those before.
+    pub fn replace_services(&mut self, lines: &[&str]) -> &mut Self {
+        self.master_cf = lines.iter().map(|line| (*line).to_owned()).collect();
+        self
+    }
+
     /// Gives it copies of these programs, and no other, which a test may replace.
     ///
     /// # Panics
@@ -280,6 +286,18 @@ impl Instance {
         child.kill().expect("it is our child");
         child.wait().expect("it is our child");
         self.wait_for_nobody();
+        self
+    }
+
+    /// Ends the master at once. Its workers end when they have served their clients; another master may
+    /// be started before.
+    ///
+    /// # Panics
+    /// There is none.
+    pub fn kill_master(&mut self) -> &mut Self {
+        let mut child = self.master.take().expect("the master was started");
+        child.kill().expect("it is our child");
+        child.wait().expect("it is our child");
         self
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -22,7 +22,15 @@ impl Probe<TcpStream> {
     /// # Errors
     /// Nobody listens.
     pub fn tcp(port: u16) -> io::Result<Self> {
-        let stream = TcpStream::connect(("127.0.0.1", port))?;
+        Self::tcp_at(SocketAddr::from(([127, 0, 0, 1], port)))
+    }
+
+    /// The same at another address.
+    ///
+    /// # Errors
+    /// Nobody listens.
+    pub fn tcp_at(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         Ok(Self { stream: BufReader::new(stream) })
     }

@@ -54,6 +54,7 @@ const MASTER: &[&str] = &[
     "config",
     "layout",
     "listen",
+    "orphans",
     "channel",
     "trigger",
     "signal",

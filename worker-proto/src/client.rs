@@ -176,7 +176,8 @@ pub(crate) fn accept(listen: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     loop {
         match accept4(listen.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
             Ok(raw) => return crate::sys::adopt(raw).map(Some),
-            Err(Errno::EAGAIN) => return Ok(None),
+            // Or the master has ended the socket's listening; the end of its own comes at once.
+            Err(Errno::EAGAIN | Errno::EINVAL) => return Ok(None),
             // A client that is gone already (accept(2)); behind it others may wait, of which an
             // edge-triggered loop is not told again.
             Err(Errno::EINTR | Errno::ECONNABORTED | Errno::EPROTO) => {}

@@ -268,6 +268,65 @@ pub fn reap() -> io::Result<Option<(Pid, ChildEnd)>> {
     }
 }
 
+/// Lets a TCP listen socket take no new connections, or again: their first segments are dropped, so
+/// that the clients send them again a moment later. Connections that are on their way go on. This holds
+/// for every process that has the socket.
+///
+/// # Errors
+/// It is no socket, or the system has no room.
+pub fn hold_connections(fd: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    // Classic BPF on the TCP header: the byte of flags; drop if SYN is set and ACK is not.
+    let filter = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let mut program = [
+        filter(0x30, 0, 0, 13),   // ldb [13]
+        filter(0x54, 0, 0, 0x12), // and #SYN|ACK
+        filter(0x15, 0, 1, 0x02), // jeq #SYN
+        filter(0x06, 0, 0, 0),    // ret #0
+        filter(0x06, 0, 0, !0),   // ret #-1
+    ];
+    let length = u16::try_from(program.len()).unwrap_or(0);
+    let program = libc::sock_fprog { len: length, filter: program.as_mut_ptr() };
+    let option = if on { libc::SO_ATTACH_FILTER } else { libc::SO_DETACH_FILTER };
+    let size = libc::socklen_t::try_from(size_of::<libc::sock_fprog>()).unwrap_or(0);
+    // SAFETY: the program and what it points to are live, and the kernel makes a copy. What
+    // SO_DETACH_FILTER is given it does not look at.
+    let result = unsafe {
+        let value = (&raw const program).cast::<c_void>();
+        libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, option, value, size)
+    };
+    check(result).map(drop)
+}
+
+/// A descriptor for a process (pidfd_open(2)).
+///
+/// # Errors
+/// The process has gone.
+pub fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: takes numbers only.
+    let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+    adopt(RawFd::try_from(raw).unwrap_or(-1))
+}
+
+/// A copy of a descriptor of another process (pidfd_getfd(2)), close-on-exec.
+///
+/// # Errors
+/// The process has gone, has no such descriptor, or is not for the caller to look into.
+pub fn pidfd_getfd(process: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: takes numbers only.
+    let raw = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
+    adopt(RawFd::try_from(raw).unwrap_or(-1))
+}
+
+/// The file that a unix socket is bound to (unix(7), SIOCUNIXFILE), as with O_PATH.
+///
+/// # Errors
+/// It is bound to none, or the caller may not ask (CAP_NET_ADMIN).
+pub fn unix_socket_file(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const SIOCUNIXFILE: libc::Ioctl = 0x89e0;
+    // SAFETY: the request takes no argument and answers with a descriptor.
+    adopt(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCUNIXFILE, 0) })
+}
+
 /// A wall clock time in the local time zone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LocalTime {

@@ -26,7 +26,7 @@ impl Master {
             ("signals", self.signals.descriptors()),
             ("control", 1),
             ("operators", self.control.clients().count()),
-            ("listen", sockets(false)),
+            ("listen", sockets(false) + self.parting.len()),
             ("fifos", sockets(true)),
             ("workers", services().map(|s| s.workers.len()).sum()),
             ("wakeups", self.triggers.len()),

@@ -4,11 +4,13 @@
 //! Then commit, and tell the workers of what has changed (W01, W02).
 
 use std::collections::HashSet;
+use std::mem;
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use worker_proto::abi::Transport;
 use worker_proto::clock::Time;
 use worker_proto::diagnostic::Fault;
 
@@ -35,6 +37,9 @@ pub(super) enum Extent {
     /// Nothing is changed; the differences are told.
     Look,
 }
+
+/// How long workers may take with their clients when another service has taken over their addresses.
+const CHANGED_GRACE: Duration = Duration::from_hours(24);
 
 /// A reload that waits for the addresses of hosts.
 pub(super) struct Reloading {
@@ -151,17 +156,25 @@ impl Master {
         }
         let changes = self.changes(&config);
         // The services take their definitions with them.
-        let mut services: Vec<_> =
-            std::mem::take(&mut config.services).into_iter().map(Some).collect();
+        let mut services: Vec<_> = mem::take(&mut config.services).into_iter().map(Some).collect();
         self.config = config;
+        // Every socket that is not needed where it is, before any new one is bound.
+        let mut old = mem::take(&mut self.parting);
         if !changes.removed.is_empty() {
             let defs = services.iter().flatten();
             let used = defs.flat_map(|c| c.def.endpoints.iter()).collect();
-            changes.removed.iter().for_each(|key| self.remove(key, &used));
+            changes.removed.iter().for_each(|key| self.remove(key, &used, &mut old));
+        }
+        for (at, _) in changes.kept.iter().filter(|(_, changed)| *changed) {
+            let Some(Configured { def, .. }) = &services[*at] else { continue };
+            let Some(&id) = self.by_key.get(&def.key) else { continue };
+            if self.services[&id].configured.def.endpoints != def.endpoints {
+                self.take_sockets(id, &def.endpoints, &mut old);
+            }
         }
         for &at in &changes.added {
             let Some(configured) = services[at].take() else { continue };
-            let bound = Service::bind(&configured.def, &self.config);
+            let bound = Service::bind(&configured.def, &self.config, &mut old);
             let id = self.add(now, configured, bound);
             self.start(now, id);
             text.extend(self.services[&id].unbound.iter().map(|u| format!("{}\n", u.reason)));
@@ -171,8 +184,9 @@ impl Master {
             let Some(configured) = services[at].take() else { continue };
             let Some(&id) = self.by_key.get(&configured.def.key) else { continue };
             changed_count += usize::from(changed);
-            self.redefine(now, id, configured, changed, !changed_only || changed);
+            self.redefine(now, id, configured, changed, !changed_only || changed, &mut old);
         }
+        self.part_with(now, old);
         let (added, removed) = (changes.added.len(), changes.removed.len());
         let kept = changes.kept.len() - changed_count;
         let notice = Notice::Reloaded { added, removed, changed: changed_count, kept };
@@ -271,17 +285,27 @@ impl Master {
         self.execute(now, id, actions);
     }
 
-    fn remove(&mut self, key: &Key, still_used: &HashSet<&Endpoint>) {
+    fn remove(&mut self, key: &Key, used: &HashSet<&Endpoint>, old: &mut Vec<Listener>) {
         let Some(id) = self.by_key.remove(key) else {
             return;
         };
-        let unlinks = !self.config.master.postfix_compat();
-        if let Some(service) = self.services.get(&id).filter(|_| unlinks) {
-            // Another type may listen at the same path from now on.
-            let unused = |l: &&Listener| !still_used.contains(l.endpoint());
-            service.listeners.iter().filter(unused).for_each(Listener::unlink);
+        let mut grace = self.config.master.stop_grace;
+        if let Some(service) = self.services.get(&id) {
+            let endpoints = &service.configured.def.endpoints;
+            if !self.config.master.postfix_compat() {
+                // Another type may listen at the same path from now on.
+                let unused = |l: &&Listener| !used.contains(l.endpoint());
+                service.listeners.iter().filter(unused).for_each(Listener::unlink);
+            }
+            // A service of another name goes on with its clients, as with those of a changed one.
+            let goes_on = |e: &Endpoint| used.contains(e) || used.iter().any(|u| u.overlaps(e));
+            let inet = key.transport == Transport::Inet;
+            if inet && endpoints.iter().all(goes_on) {
+                grace = grace.max(CHANGED_GRACE);
+            }
         }
-        self.retire_service(id, self.config.master.stop_grace);
+        self.take_sockets(id, &[], old);
+        self.retire_service(id, grace);
     }
 
     /// Stops a service: no more clients, and its workers end.
@@ -312,6 +336,7 @@ impl Master {
         configured: Configured,
         changed: bool,
         retire: bool,
+        old: &mut Vec<Listener>,
     ) {
         let backlog = self.config.backlog(&configured.def);
         let Some(service) = self.services.get_mut(&id) else {
@@ -327,63 +352,9 @@ impl Master {
         service.listeners.iter().for_each(|l| l.set_backlog(backlog));
         self.timers.set(Timer::Wakeup(id), service.alarm.next());
         if moved {
-            self.rebind(now, id);
+            self.rebind(now, id, old);
         }
         self.queue.push(id, Event::Reload { rules, changed, retire });
-    }
-
-    /// The addresses of a service are others than before: keeps the sockets that stay, binds the
-    /// new, closes the rest (W09).
-    fn rebind(&mut self, now: Time, id: ServiceId) {
-        let Some(service) = self.services.get_mut(&id) else {
-            return;
-        };
-        let wanted = service.wants_listen;
-        self.set_listening(id, false);
-        let Some(service) = self.services.get_mut(&id) else {
-            return;
-        };
-        let def = service.configured.def.clone();
-        service.listeners.retain(|l| def.endpoints.contains(l.endpoint()));
-        let mut result = Ok(());
-        for endpoint in &def.endpoints {
-            if service.listeners.iter().any(|l| l.endpoint() == endpoint) {
-                continue;
-            }
-            let backlog = self.config.backlog(&def);
-            match Listener::bind(endpoint, def.key.transport, backlog, self.config.owner) {
-                Ok(listener) => service.listeners.push(listener),
-                Err(fault) => result = Err(fault),
-            }
-        }
-        // Workers get the sockets in the order of the addresses, and all of them.
-        service.listeners.sort_by_key(|l| def.endpoints.iter().position(|e| e == l.endpoint()));
-        let (ext_name, name) = service.names();
-        match result {
-            Ok(()) => {
-                if service.unbound.take().is_some() {
-                    Notice::BindRecovered { ext_name, name }.log();
-                }
-            }
-            Err(fault) => {
-                let first = service.unbound.is_none();
-                let at = service.bind_failed(now, &fault);
-                self.timers.set(Timer::Bind(id), Some(at));
-                if first {
-                    Notice::BindFailed { ext_name, name, reason: fault.to_string() }.log();
-                }
-                // Half of the sockets would be another service than the one that is defined.
-                service.listeners.clear();
-            }
-        }
-        self.set_listening(id, wanted);
-    }
-
-    pub(super) fn bind_again(&mut self, now: Time, id: ServiceId) {
-        let waits = |s: &Service| s.unbound.is_some() && !s.pool.is_stopping();
-        if self.services.get(&id).is_some_and(|s| waits(s)) {
-            self.rebind(now, id);
-        }
     }
 }
 

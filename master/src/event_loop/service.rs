@@ -79,12 +79,26 @@ impl Service {
         }
     }
 
-    /// Binds all endpoints of a definition, or none.
-    pub(super) fn bind(def: &ServiceDef, config: &Config) -> Result<Vec<Listener>, Fault> {
+    /// Binds all endpoints of a definition, or none. Old sockets are used where they fit.
+    pub(super) fn bind(
+        def: &ServiceDef,
+        config: &Config,
+        old: &mut Vec<Listener>,
+    ) -> Result<Vec<Listener>, Fault> {
         let bind = |endpoint: &Endpoint| {
-            Listener::bind(endpoint, def.key.transport, config.backlog(def), config.owner)
+            Listener::bind(endpoint, def.key.transport, config.backlog(def), config.owner, old)
         };
         def.endpoints.iter().map(bind).collect()
+    }
+
+    /// Whether its workers have sockets that are not its own.
+    pub(super) fn lent(&self) -> bool {
+        self.listeners.iter().any(|l| l.left.is_some())
+    }
+
+    /// The command line has their number.
+    pub(super) fn sockets_changed(&mut self) {
+        self.image = None;
     }
 
     /// Binding has failed: when to try again.
@@ -121,7 +135,11 @@ impl Service {
         let listen = ListenFds::new(self.listeners.iter().map(AsFd::as_fd))?;
         let image = match &mut self.image {
             Some(image) => image,
-            empty => empty.insert(image(&self.configured, self.group.as_deref(), birth, config)?),
+            empty => {
+                let sockets = self.listeners.len();
+                let group = self.group.as_deref();
+                empty.insert(image(&self.configured, sockets, group, birth, config)?)
+            }
         };
         let launch =
             spawner.spawn(image, generation, stress, status.as_fd(), &listen, birth.files)?;
@@ -144,11 +162,12 @@ pub(crate) fn prepare_groups(config: &Config) {
 /// A service with limits is started through our own second stage, which sets them.
 fn image(
     configured: &Configured,
+    sockets: usize,
     group: Option<&Path>,
     birth: &Birth,
     config: &Config,
 ) -> io::Result<SpawnImage> {
-    let plan = plan::plan(&configured.def, &config.common.daemon_directory, birth.flags);
+    let plan = plan::plan(&configured.def, sockets, &config.common.daemon_directory, birth.flags);
     if configured.limits.is_empty() {
         return SpawnImage::new(&plan.path, &plan.args, &birth.environment, plan.stress);
     }

@@ -248,6 +248,9 @@ impl Master {
             let root = Path::new(&self.config.master.cgroup_root);
             service.group = Some(root.join(format!("{}{name}", limits::CGROUP_PREFIX)));
         }
+        if service.lent() {
+            self.timers.set(Timer::Part, Some(Time::now()));
+        }
         if let Some(unbound) = &service.unbound {
             self.timers.set(Timer::Bind(id), Some(unbound.next));
         }
@@ -326,7 +329,10 @@ fn restore_service(saved: SavedService) -> io::Result<Service> {
     // A version before this one does not tell.
     let files = files.into_iter().chain(std::iter::repeat(None));
     for ((endpoint, fd), file) in listeners.into_iter().zip(files) {
-        service.listeners.push(Listener::adopt(endpoint, sys::take_fd(fd)?, file));
+        let own = service.configured.def.endpoints.contains(&endpoint);
+        let mut listener = Listener::adopt(endpoint, sys::take_fd(fd)?, file);
+        listener.left = (!own).then(Time::now);
+        service.listeners.push(listener);
     }
     for SavedWorker { id, pid, generation, channel } in workers {
         let channel = Channel::adopt(sys::take_fd(channel)?);

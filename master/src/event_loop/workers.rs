@@ -20,16 +20,31 @@ use crate::notice::Notice;
 const RECORDS_A_TURN: usize = 64;
 
 impl Master {
-    /// The only place that registers and deregisters listen sockets.
+    /// Watches the listen sockets, or watches them no more.
     pub(super) fn set_listening(&mut self, id: ServiceId, on: bool) {
+        if let Some(service) = self.services.get_mut(&id) {
+            service.wants_listen = on;
+        }
+        self.unwatch(id);
+        self.watch(id);
+    }
+
+    /// The only place that deregisters listen sockets: before a service's sockets change. It wants
+    /// them watched, or not, as before.
+    pub(super) fn unwatch(&mut self, id: ServiceId) {
+        if let Some(service) = self.services.get_mut(&id) {
+            for (listener, token) in service.listeners.iter().zip(service.listening.drain(..)) {
+                self.sources.remove(listener.as_fd(), token);
+            }
+        }
+    }
+
+    /// The only place that registers listen sockets, if the service wants them watched.
+    pub(super) fn watch(&mut self, id: ServiceId) {
         let Some(service) = self.services.get_mut(&id) else {
             return;
         };
-        service.wants_listen = on;
-        for (listener, token) in service.listeners.iter().zip(service.listening.drain(..)) {
-            self.sources.remove(listener.as_fd(), token);
-        }
-        if !on {
+        if !service.wants_listen || !service.listening.is_empty() {
             return;
         }
         for listener in &service.listeners {

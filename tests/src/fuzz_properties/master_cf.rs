@@ -68,8 +68,8 @@ fn read(text: &str, compat: bool) -> (Vec<ServiceDef>, Vec<Diagnostic>) {
 fn plan_is_sound(def: &ServiceDef) {
     assert!(!def.endpoints.is_empty());
     let flags = Flags { debug: true, verbose: true };
-    let plan = plan::plan(def, Path::new(DAEMONS), flags);
-    assert_eq!(plan, plan::plan(def, Path::new(DAEMONS), flags));
+    let plan = plan::plan(def, def.endpoints.len(), Path::new(DAEMONS), flags);
+    assert_eq!(plan, plan::plan(def, def.endpoints.len(), Path::new(DAEMONS), flags));
     let path = String::from_utf8(plan.path).expect("the table is UTF-8");
     let inside = path.strip_prefix(DAEMONS).and_then(|p| p.strip_prefix('/'));
     let inside = inside.unwrap_or_else(|| panic!("{path:?} is not below {DAEMONS}"));
