@@ -1,9 +1,12 @@
 //! agent - drains what qmgr feeds into one relay after the other
 //!
 //! One connection from qmgr is one unit of work. The agent keeps one session open over all its
-//! leases and asks for the next lease while the last is under way. When a relay fails, what is left
-//! goes to the next one in the same unit (S1); a session that ends after it has done some work is
-//! opened again at the same relay.
+//! leases and asks for the next lease while the last is under way. When a relay fails, or refuses a
+//! message or recipient, what is affected goes to the next one in the same unit (S1); a session that
+//! ends after it has done some work is opened again at the same relay.
+//!
+//! What it learns about relays it tells at once and before the report, so that qmgr knows it when it
+//! decides about the next message; also that an answer is awaited for long.
 //!
 //! When qmgr goes while a message is under way, the message is brought to its end and reported to the
 //! next qmgr (Q6). Nothing new is begun, and no other relay is tried: that is for that qmgr to decide.
@@ -12,7 +15,6 @@ use std::collections::VecDeque;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::time::Duration;
 
 use log::debug;
@@ -20,18 +22,18 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollTimeout, poll};
 use worker_proto::clock::Time;
 
-use crate::outcome::{Outcome, RelayNews};
+use crate::outcome::{Finding, Outcome, RelayNews};
 use crate::relay::Relay;
-use crate::smtp::session::{Config, Event, Mail, Session};
+use crate::smtp::session::{Config, Event, Session, Unfit};
 use crate::smtp::stream::{self, Link, Timeouts};
-use crate::wire::Report;
+use crate::wire::{Header, Progress, Report};
 
 mod job;
 mod qmgr;
 
 use job::Job;
-use qmgr::Qmgr;
 pub use qmgr::Stream;
+use qmgr::{Qmgr, Work};
 
 /// Leases that are read ahead of the one under way.
 const AHEAD: usize = 4;
@@ -47,6 +49,8 @@ pub struct Agent {
     pub timeouts: Timeouts,
     /// How long a session may last.
     pub session_limit: Duration,
+    /// After this long without an answer qmgr is told.
+    pub stall: Duration,
     /// Where the next qmgr is when the one that gave the work has gone; None: there will be none.
     pub qmgr: Option<PathBuf>,
 }
@@ -59,6 +63,8 @@ struct Current {
     /// Whether the relay has answered for a message.
     settled: bool,
     opened: bool,
+    /// The most recipients it has taken at once, when that was not all.
+    most: usize,
 }
 
 struct Unit<'a> {
@@ -76,7 +82,8 @@ struct Unit<'a> {
     /// Relays to which commands are sent one by one, since they did not keep answers apart.
     lock_step: Vec<bool>,
     last_failure: String,
-    news: Vec<RelayNews>,
+    /// The lease and the relay for which qmgr was told that an answer is awaited for long.
+    told_slow: Option<(u64, usize)>,
 }
 
 impl Agent {
@@ -93,7 +100,7 @@ impl Agent {
             down: vec![None; self.relays.len()],
             lock_step: vec![false; self.relays.len()],
             last_failure: "no relay can be used".to_owned(),
-            news: Vec::new(),
+            told_slow: None,
         };
         loop {
             let now = Time::now();
@@ -105,6 +112,7 @@ impl Agent {
             } else {
                 unit.assign(now);
             }
+            unit.tell_slow(now);
             unit.write(now);
             if unit.qmgr.is_lost() && unit.flying.is_empty() && unit.qmgr.is_done(now) {
                 break;
@@ -118,90 +126,105 @@ impl Agent {
 impl Unit<'_> {
     /// Takes in what the session has to tell.
     fn events(&mut self, now: Time) {
-        let mut returned = VecDeque::new();
+        let (mut returned, mut done) = (VecDeque::new(), Vec::new());
+        // Whether a message was cut off, and whether it is in doubt.
+        let mut cut = None;
         while let Some(current) = &mut self.current
             && let Some(event) = current.link.event()
         {
             match event {
                 Event::Open => current.opened = true,
                 Event::Done(outcomes) => {
-                    if let Some(job) = self.flying.pop_front()
-                        && let Some(job) = self.done(now, job, outcomes)
-                    {
-                        returned.push_back(job);
+                    let Some(mut job) = self.flying.pop_front() else { continue };
+                    let doubt = outcomes.iter().any(|(_, o)| matches!(o, Outcome::InDoubt { .. }));
+                    let not_sent = |o: &Outcome| matches!(o, Outcome::NotSent { .. });
+                    if cut.is_none() && (doubt || outcomes.iter().any(|(_, o)| not_sent(o))) {
+                        cut = Some(doubt);
                     }
+                    self.judge(&mut job, outcomes);
+                    if job.is_done() { done.push(job) } else { returned.push_back(job) }
                 }
-                Event::Lost { why, told } => {
-                    let name = &self.agent.relays[current.relay].name;
-                    let idle = current.opened && returned.is_empty() && self.flying.is_empty();
-                    // A relay may end a session that has done some work, or has none to do.
-                    if current.settled || idle {
-                        debug!("{name}: {why}");
-                    } else {
-                        if current.opened
-                            && !told
-                            && let Some(job) = returned.front_mut()
-                        {
-                            job.suspect = Some((name.clone(), why.clone()));
-                        }
-                        self.relay_failed(&why);
-                    }
-                    self.current = None;
-                }
+                Event::Lost { why, told, within } => self.ended(&why, told, cut.filter(|_| within)),
             }
         }
         while let Some(job) = returned.pop_back() {
             self.waiting.push_front(job);
         }
+        // After the news: qmgr decides about the next message as soon as it has the report.
+        for job in done {
+            self.report(now, job);
+        }
     }
 
-    /// Sorts the outcomes of an attempt; gives the job back when recipients are left.
-    fn done(&mut self, now: Time, mut job: Job, outcomes: Vec<(usize, Outcome)>) -> Option<Job> {
+    /// The session has ended before its time, over a message if one was cut off.
+    fn ended(&mut self, why: &str, told: bool, cut: Option<bool>) {
+        let Some(current) = self.current.take() else { return };
+        let name = &self.agent.relays[current.relay].name;
+        let has_work =
+            cut.is_some() || self.waiting.iter().any(|j| j.relays.contains(&current.relay));
+        let in_doubt = cut == Some(true);
+        // A relay may end a session that has done some work, or has none to do.
+        if !in_doubt && (current.settled || current.opened && !has_work) {
+            debug!("{name}: {why}");
+            return;
+        }
+        // Without pipelining there is less to go wrong.
+        self.lock_step[current.relay] |= current.opened && !told;
+        let finding = if cut.is_some() { Finding::Broke } else { Finding::Fails };
+        self.mark_down(current.relay, finding, why);
+    }
+
+    /// Sorts the outcomes of an attempt.
+    fn judge(&mut self, job: &mut Job, outcomes: Vec<(usize, Outcome)>) {
+        let Some(current) = &mut self.current else { return };
+        let relay = current.relay;
+        let accepted =
+            outcomes.iter().filter(|(_, o)| matches!(o, Outcome::Delivered { .. })).count();
+        let open = |o: &Outcome| matches!(o, Outcome::InDoubt { .. } | Outcome::NotSent { .. });
+        // A relay that answers for one recipient and then breaks off does not work.
+        let whole = !outcomes.iter().any(|(_, o)| open(o));
         for (number, outcome) in outcomes {
-            let settles = match outcome {
-                Outcome::NotSent { .. } => continue,
-                Outcome::InDoubt { .. } => false,
+            match &outcome {
+                // Too many at once: the rest follows in this session.
+                Outcome::RejectedTemp { reply, .. } if accepted > 0 && is_too_many(reply) => {
+                    if let Some(current) = &mut self.current {
+                        current.most = accepted;
+                    }
+                }
                 Outcome::RejectedTemp { .. }
                 | Outcome::RejectedPerm { .. }
-                | Outcome::Delivered { .. } => true,
-            };
-            if settles {
-                self.relay_works(outcome.text());
+                | Outcome::Delivered { .. }
+                    if whole =>
+                {
+                    self.relay_works(outcome.text());
+                    job.answered(relay, number, outcome);
+                }
+                _ => job.answered(relay, number, outcome),
             }
-            job.open.retain(|&n| n != number);
-            job.outcomes.push((number, outcome));
         }
-        if job.open.is_empty() {
-            self.report(now, job);
-            return None;
-        }
-        Some(job)
     }
 
     fn relay_works(&mut self, reply: &str) {
         if let Some(current) = &mut self.current
             && !std::mem::replace(&mut current.settled, true)
         {
-            self.down[current.relay] = None;
-            let relay = self.agent.relays[current.relay].name.clone();
-            self.news.push(RelayNews { relay, up: true, reply: reply.to_owned() });
+            let relay = current.relay;
+            self.down[relay] = None;
+            self.tell(relay, Finding::Works, reply);
         }
     }
 
-    fn relay_failed(&mut self, why: &str) {
-        let Some(current) = &self.current else { return };
-        // Without pipelining there is less to go wrong.
-        self.lock_step[current.relay] |= current.opened;
-        self.mark_down(current.relay, why);
+    fn mark_down(&mut self, relay: usize, finding: Finding, why: &str) {
+        // qmgr decides about leases that it sends after it was told.
+        self.down[relay] = Some(self.received);
+        self.last_failure = format!("{}: {why}", self.agent.relays[relay].name);
+        debug!("{}", self.last_failure);
+        self.tell(relay, finding, why);
     }
 
-    fn mark_down(&mut self, relay: usize, why: &str) {
-        // Until qmgr is told, see below.
-        self.down[relay] = Some(u64::MAX);
-        let name = self.agent.relays[relay].name.clone();
-        self.last_failure = format!("{name}: {why}");
-        debug!("{}", self.last_failure);
-        self.news.push(RelayNews { relay: name, up: false, reply: why.to_owned() });
+    fn tell(&mut self, relay: usize, finding: Finding, reply: &str) {
+        let relay = self.agent.relays[relay].name.clone();
+        self.qmgr.send(&Header::News(RelayNews { relay, finding, reply: reply.to_owned() }));
     }
 
     /// Gives waiting jobs to the session they belong to, opening and closing sessions for it.
@@ -209,7 +232,7 @@ impl Unit<'_> {
         while let Some(job) = self.waiting.front() {
             let Some(relay) = self.choose(job) else {
                 if let Some(job) = self.waiting.pop_front() {
-                    self.give_up(now, job);
+                    self.report(now, job);
                 }
                 continue;
             };
@@ -235,56 +258,33 @@ impl Unit<'_> {
 
     /// The first relay that may be asked for this job.
     fn choose(&self, job: &Job) -> Option<usize> {
-        (0..self.agent.relays.len()).find(|&relay| {
-            let rests = self.down[relay].is_some_and(|last| job.number <= last);
-            let avoided = job.avoid.contains(&self.agent.relays[relay].name);
-            !rests && !avoided && !job.unfit.contains(&relay)
-        })
+        let rests = |relay: usize| self.down[relay].is_some_and(|last| job.number <= last);
+        job.relays.iter().copied().find(|&relay| !rests(relay) && job.is_for(relay))
     }
 
     fn offer_front(&mut self, relay: usize) {
         let (Some(current), Some(mut job)) = (&mut self.current, self.waiting.pop_front()) else {
             return;
         };
-        let mail = Mail {
-            sender: job.sender.clone(),
-            recipients: job.open.iter().map(|&n| (n, job.recipients[n].clone())).collect(),
-            body: Rc::clone(&job.body),
-        };
-        match current.link.session().offer(mail) {
+        match current.link.session().offer(job.mail(relay, current.most)) {
             Ok(()) => self.flying.push_back(job),
-            Err(unfit) => {
-                job.unfit.push(relay);
-                job.unfit_reply = Some((self.agent.relays[relay].name.clone(), unfit.reply));
+            Err(Unfit { recipients, reply }) => {
+                let name = &self.agent.relays[relay].name;
+                for number in recipients {
+                    let (relay_name, reply) = (name.clone(), reply.clone());
+                    let outcome = Outcome::RejectedPerm { relay: relay_name, reply };
+                    job.answered(relay, number, outcome);
+                }
                 self.waiting.push_front(job);
             }
         }
-    }
-
-    /// No relay is left for this job in this unit.
-    fn give_up(&mut self, now: Time, mut job: Job) {
-        let outcome = job.last_word(self.agent.relays.len(), &self.last_failure);
-        let open = std::mem::take(&mut job.open);
-        job.outcomes.extend(open.into_iter().map(|n| (n, outcome.clone())));
-        self.report(now, job);
-    }
-
-    /// qmgr has gone: its successor decides about what is not under way, and is told what is.
-    fn give_back(&mut self, now: Time) {
-        while let Some(mut job) = self.waiting.pop_front() {
-            let outcome = Outcome::NotSent { why: "qmgr has gone".to_owned() };
-            let open = std::mem::take(&mut job.open);
-            job.outcomes.extend(open.into_iter().map(|n| (n, outcome.clone())));
-            self.report(now, job);
-        }
-        self.qmgr.announce(now, self.flying.iter().map(Job::held));
     }
 
     fn connect(&mut self, relay: usize) {
         let agent = self.agent;
         let Relay { name, addresses, problem, .. } = &agent.relays[relay];
         if addresses.is_empty() {
-            return self.mark_down(relay, problem);
+            return self.mark_down(relay, Finding::Unreachable, problem);
         }
         match stream::connect(addresses, agent.timeouts.connect) {
             Ok(socket) => {
@@ -297,11 +297,26 @@ impl Unit<'_> {
                 let now = Time::now();
                 let mut link = Link::new(socket, session, agent.timeouts);
                 link.flush(now);
-                self.current =
-                    Some(Current { relay, link, since: now, settled: false, opened: false });
+                let (settled, opened, most) = (false, false, usize::MAX);
+                self.current = Some(Current { relay, link, since: now, settled, opened, most });
             }
-            Err(why) => self.mark_down(relay, &why),
+            Err(why) => self.mark_down(relay, Finding::Unreachable, &why),
         }
+    }
+
+    /// Connects to a relay for no message's sake.
+    fn probe(&mut self, name: &str) {
+        let agent = self.agent;
+        let found = match agent.relays.iter().find(|relay| relay.name == name) {
+            None => Err("this agent does not know the relay".to_owned()),
+            Some(relay) if relay.addresses.is_empty() => Err(relay.problem.clone()),
+            Some(relay) => stream::connect(&relay.addresses, agent.timeouts.connect),
+        };
+        let (finding, reply) = match found {
+            Ok(_) => (Finding::Answers, "connection accepted".to_owned()),
+            Err(why) => (Finding::Unreachable, why),
+        };
+        self.qmgr.send(&Header::News(RelayNews { relay: name.to_owned(), finding, reply }));
     }
 
     fn quit(&mut self, now: Time) {
@@ -311,17 +326,50 @@ impl Unit<'_> {
         }
     }
 
+    /// The job is done, or no relay is left for it in this unit.
     fn report(&mut self, now: Time, job: Job) {
-        for (number, outcome) in &job.outcomes {
-            debug!("{}: to=<{}>, {outcome}", job.id, job.recipients[*number]);
-        }
-        let relays = std::mem::take(&mut self.news);
-        for last in self.down.iter_mut().flatten() {
-            *last = (*last).min(self.received);
-        }
         let held = job.held();
-        let report = Report { lease: job.lease, outcomes: job.outcomes, relays };
-        self.qmgr.report(now, held, report);
+        let (lease, outcomes) = (held.lease, job.into_outcomes(&self.last_failure));
+        for (number, outcome) in &outcomes {
+            debug!("{}: to=<{}>, {outcome}", held.id, held.recipients[*number]);
+        }
+        self.qmgr.report(now, held, Report { lease, outcomes });
+    }
+
+    /// qmgr has gone: its successor decides about what is not under way, and is told what is.
+    fn give_back(&mut self, now: Time) {
+        "qmgr has gone".clone_into(&mut self.last_failure);
+        while let Some(job) = self.waiting.pop_front() {
+            self.report(now, job);
+        }
+        if self.qmgr.announce(now, self.flying.iter().map(Job::held)) {
+            self.told_slow = None;
+        }
+    }
+
+    /// The lease and the relay whose answer is awaited, for what, and since when.
+    fn awaited(&self) -> Option<(u64, usize, String, Time)> {
+        let current = self.current.as_ref()?;
+        let (stage, since) = current.link.awaits()?;
+        let job = self.flying.front().or_else(|| self.waiting.front())?;
+        Some((job.lease, current.relay, stage.to_string(), since))
+    }
+
+    /// Tells qmgr when a relay lets a message wait, and when it has answered after all.
+    fn tell_slow(&mut self, now: Time) {
+        let slow = self.awaited().filter(|(.., since)| now.since(*since) >= self.agent.stall);
+        let key = slow.as_ref().map(|(lease, relay, ..)| (*lease, *relay));
+        if key == self.told_slow {
+            return;
+        }
+        let name = |relay: usize| self.agent.relays[relay].name.clone();
+        let progress = |(lease, relay): (u64, usize), waits_for| {
+            Header::Progress(Progress { lease, relay: name(relay), waits_for })
+        };
+        let over = self.told_slow.map(|key| progress(key, None));
+        let begun = slow.map(|(lease, relay, stage, _)| progress((lease, relay), Some(stage)));
+        self.told_slow = key;
+        over.into_iter().chain(begun).for_each(|header| self.qmgr.send(&header));
     }
 
     fn write(&mut self, now: Time) {
@@ -342,7 +390,9 @@ impl Unit<'_> {
         if let Some(current) = &self.current {
             relay_at = Some(fds.len());
             fds.push(PollFd::new(current.link.as_fd(), current.link.interest()));
-            deadline = deadline.into_iter().chain(current.link.deadline()).min();
+            let slow = self.awaited().filter(|_| self.told_slow.is_none());
+            let slow = slow.map(|(.., since)| since + self.agent.stall);
+            deadline = deadline.into_iter().chain(current.link.deadline()).chain(slow).min();
         }
         // One millisecond more: a wait that is cut short would turn once for nothing.
         let left = deadline.map(|at| at.since(now) + Duration::from_millis(1));
@@ -365,10 +415,26 @@ impl Unit<'_> {
             current.link.check(now);
         }
         if from_qmgr {
-            for lease in self.qmgr.read() {
-                self.received += 1;
-                self.waiting.push_back(Job::new(self.received, lease));
+            for work in self.qmgr.read() {
+                self.take(work);
             }
         }
     }
+
+    fn take(&mut self, work: Work) {
+        match work {
+            Work::Deliver(lease) => {
+                let relays = &self.agent.relays;
+                let index = |name: &str| relays.iter().position(|relay| relay.name == name);
+                self.received += 1;
+                self.waiting.push_back(Job::new(self.received, lease, index));
+            }
+            Work::Probe(relay) => self.probe(&relay),
+        }
+    }
+}
+
+/// RFC 5321 section 4.5.3.1.10: the recipients that were not taken are for another transaction.
+fn is_too_many(reply: &str) -> bool {
+    reply.starts_with("452") || reply.starts_with("552")
 }

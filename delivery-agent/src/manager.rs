@@ -227,6 +227,9 @@ impl Multi for Manager {
         }
         self.take_dropped(now);
         self.give_up_missing(now);
+        if self.gives_out() {
+            self.expire(now);
+        }
         let committed = self.store.commit();
         let told = self.note_reports();
         self.answer_operators(&committed);
@@ -237,7 +240,8 @@ impl Multi for Manager {
     }
 
     fn deadline(&self) -> Option<Time> {
-        let queue = self.queue.deadline().map(|at| self.clock.back(at).max(self.agents_from));
+        let queue = self.queue.deadline().filter(|_| self.gives_out());
+        let queue = queue.map(|at| self.clock.back(at).max(self.agents_from));
         let agents = self.wants_agent.then_some(self.agents_from);
         // One turn after the other until the drop directory is empty.
         let dropped = self.drops.deadline().filter(|_| self.takes_files());

@@ -90,15 +90,31 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// What an agent learned about a relay itself, apart from any message.
+/// What an agent learned about a relay itself. It is told at once, before the report on the message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RelayNews {
     /// The relay, as named in `relayhost`.
     pub relay: String,
-    /// Whether it can be used.
-    pub up: bool,
+    /// What was found.
+    pub finding: Finding,
     /// Its exact last reply, or what failed.
     pub reply: String,
+}
+
+/// What an agent found at a relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finding {
+    /// It has judged a message: it works.
+    Works,
+    /// It accepts connections; no more was asked.
+    Answers,
+    /// It has no address, or accepts no connection.
+    Unreachable,
+    /// A session ended before anything of a message was sent.
+    Fails,
+    /// A session ended in the middle of a message: the relay may be at fault, or the message.
+    Broke,
 }
 
 #[cfg(test)]

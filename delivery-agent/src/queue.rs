@@ -3,42 +3,46 @@
 //! Decides for qmgr and does nothing itself: no clock, no socket, no store. It knows a message by
 //! number and a few bytes; all else is on disk. Lanes go by weight, oldest first in each (R7); a
 //! relay that is down holds back what would only fail, and nothing is written for it (R2).
+//!
+//! A message without trouble is for every relay: it is `fresh`, and goes to the first relay that can be
+//! used. One with a [`case`] has a place at each relay, by what that relay has said of it, so that it
+//! goes wherever it may as soon as it may, and nothing waits for it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use worker_proto::clock::Time;
 
-use crate::outcome::{Outcome, RelayNews};
 use crate::retry::RelayClock;
-use crate::store::{MessageNo, RecipientState};
+use crate::store::MessageNo;
 use crate::wire::Lane;
 
+mod case;
+mod lanes;
+mod relays;
+mod reports;
 mod types;
 
+use case::Case;
+use lanes::{Lanes, Turns};
+use relays::Relay;
 use types::{Entry, Leased, State};
-pub use types::{Limits, RelayChange, Verdict};
-
-/// Messages whose agents died this often are held (Q7).
-const MOST_DEATHS: u8 = 3;
-/// In doubt: the same relay is asked again after this long (S5).
-const DOUBT: std::time::Duration = std::time::Duration::from_secs(120);
-/// A message that no relay was asked about although none is known to be down.
-const NOT_SENT: std::time::Duration = std::time::Duration::from_secs(5);
-/// Shares of the lanes (R7).
-const WEIGHTS: [u32; 3] = [8, 3, 1];
+pub use types::{Limits, Plan, RelayChange, Stall, Task, Verdict};
 
 /// The queue in memory.
 #[derive(Debug)]
 pub struct Queue {
     limits: Limits,
     entries: BTreeMap<MessageNo, Entry>,
-    ready: [BTreeSet<MessageNo>; 3],
-    waiting: BTreeSet<(Time, MessageNo)>,
+    fresh: Lanes,
+    later: BTreeSet<(Time, MessageNo)>,
+    cases: HashMap<MessageNo, Case>,
+    /// When messages with a case have reached the end of their lifetime, and those that have.
+    expiring: BTreeSet<(Time, MessageNo)>,
+    overdue: BTreeSet<MessageNo>,
     leases: HashMap<u64, Leased>,
     next_lease: u64,
-    relays: Vec<(String, RelayClock)>,
-    credits: [u32; 3],
-    window: usize,
+    relays: Vec<Relay>,
+    turns: Turns,
     seed: u64,
 }
 
@@ -49,13 +53,15 @@ impl Queue {
         Self {
             limits,
             entries: BTreeMap::new(),
-            ready: Default::default(),
-            waiting: BTreeSet::new(),
+            fresh: Lanes::default(),
+            later: BTreeSet::new(),
+            cases: HashMap::new(),
+            expiring: BTreeSet::new(),
+            overdue: BTreeSet::new(),
             leases: HashMap::new(),
             next_lease: 0,
-            relays: relays.iter().map(|name| (name.clone(), RelayClock::default())).collect(),
-            credits: WEIGHTS,
-            window: limits.first_agents,
+            relays: relays.iter().map(|name| Relay::new(name, limits.first_agents)).collect(),
+            turns: Turns::new(),
             seed,
         }
     }
@@ -70,10 +76,10 @@ impl Queue {
         attempts: u32,
         held: bool,
     ) {
-        let state = if held { State::Held } else { State::Waiting };
+        let state = if held { State::Held } else { State::Later };
         self.entries.insert(no, Entry { arrived, due, attempts, lane, deaths: 0, state });
         if !held {
-            self.waiting.insert((due, no));
+            self.later.insert((due, no));
         }
     }
 
@@ -98,106 +104,155 @@ impl Queue {
     /// When a message is tried again; None when it is due, on its way, or held.
     #[must_use]
     pub fn due(&self, no: MessageNo) -> Option<Time> {
-        self.entries.get(&no).filter(|e| e.state == State::Waiting).map(|e| e.due)
+        let entry = self.entries.get(&no)?;
+        match entry.state {
+            State::Later => Some(entry.due),
+            State::Case if self.relays.iter().all(|r| !r.ready.contains(entry.lane, no)) => {
+                let case = self.cases.get(&no)?;
+                let at = |index: usize| match case.gate(index) {
+                    case::Gate::From(at) => Some(at.max(case.breaks(index).until)),
+                    case::Gate::Open => Some(case.breaks(index).until),
+                    case::Gate::Shut => None,
+                };
+                (0..self.relays.len()).filter_map(at).min()
+            }
+            State::Fresh | State::Case | State::Leased | State::Held => None,
+        }
     }
 
     /// What a message is doing, in a word.
     #[must_use]
     pub fn state(&self, no: MessageNo) -> &'static str {
-        match self.entries.get(&no).map(|e| e.state) {
-            Some(State::Leased) => "active",
-            Some(State::Ready) => "queued",
-            Some(State::Waiting) => "deferred",
-            Some(State::Held) => "held",
-            None => "ended",
+        let Some(entry) = self.entries.get(&no) else { return "ended" };
+        let ready = |r: &Relay| r.clock.is_up() && r.ready.contains(entry.lane, no);
+        match entry.state {
+            State::Leased => "active",
+            State::Fresh => "queued",
+            State::Case if self.relays.iter().any(ready) => "queued",
+            State::Later | State::Case => "deferred",
+            State::Held => "held",
         }
     }
 
-    /// The relays and what is known of them.
-    #[must_use]
-    pub fn relays(&self) -> &[(String, RelayClock)] {
-        &self.relays
+    /// The relays, what is known of them, and who waits for one that is slow.
+    pub fn relays(&self) -> impl Iterator<Item = (&str, &RelayClock, Option<&Stall>)> {
+        let relays = self.relays.iter().enumerate();
+        relays.map(|(index, relay)| (relay.name.as_str(), &relay.clock, self.slow(index)))
     }
 
     /// Makes what is due ready. To be called at the start of a turn.
     pub fn advance(&mut self, now: Time) {
-        while let Some(&(due, no)) = self.waiting.first().filter(|(due, _)| *due <= now) {
-            self.waiting.remove(&(due, no));
+        while let Some(&(due, no)) = self.later.first().filter(|(due, _)| *due <= now) {
+            self.later.remove(&(due, no));
             if let Some(entry) = self.entries.get_mut(&no) {
-                entry.state = State::Ready;
-                self.ready[lane_index(entry.lane)].insert(no);
+                entry.state = State::Fresh;
+                self.fresh.insert(entry.lane, no);
             }
         }
+        while let Some(&(end, no)) = self.expiring.first().filter(|(end, _)| *end <= now) {
+            self.expiring.remove(&(end, no));
+            self.overdue.insert(no);
+        }
+        self.advance_relays(now);
     }
 
-    /// When [`Queue::advance`] has something to do, or a relay may be tried again.
+    /// When [`Queue::advance`] or [`Queue::next_task`] has something to do.
     #[must_use]
     pub fn deadline(&self) -> Option<Time> {
-        let due = self.waiting.first().map(|(due, _)| *due);
-        let blocked = self.ready.iter().any(|lane| !lane.is_empty()) && self.all_down();
-        let probes = self.relays.iter().filter_map(|(_, clock)| clock.next_probe());
-        let probe = probes.min().filter(|_| blocked);
-        [due, probe].into_iter().flatten().min()
+        let due = self.later.first().map(|(due, _)| *due);
+        let end = self.expiring.first().map(|(end, _)| *end);
+        let relays = (0..self.relays.len()).filter_map(|index| self.relay_deadline(index));
+        [due, end].into_iter().flatten().chain(relays).min()
     }
 
-    /// How many agents there is work for now.
+    /// Whether there is something for an agent to do now.
     #[must_use]
-    pub fn wanted_agents(&self, now: Time) -> usize {
-        let ready: usize = self.ready.iter().map(BTreeSet::len).sum();
-        let own = self.own_leases();
-        let wanted = own + if self.usable(now) { ready } else { 0 };
-        // A relay that is down is asked by one message, not by a crowd.
-        let most = if self.all_down() { 1.max(own) } else { self.window };
-        wanted.min(most.max(own))
+    pub fn has_task(&self, now: Time) -> bool {
+        self.relays.iter().any(|r| r.clock.wants_connection(now)) || self.choose(now).is_some()
     }
 
-    fn own_leases(&self) -> usize {
-        self.leases.values().filter(|leased| !leased.adopted).count()
-    }
-
-    /// The next message for an agent: its number, and the relays to leave alone.
-    pub fn next_message(&mut self, now: Time) -> Option<(MessageNo, Vec<String>)> {
-        if !self.usable(now) || self.own_leases() >= self.wanted_agents(now) {
-            return None;
+    /// The next thing for an agent to do. A message that is to be sent is given to
+    /// [`Queue::lease`] or [`Queue::hold`] then.
+    pub fn next_task(&mut self, now: Time) -> Option<Task> {
+        if let Some(relay) = self.relays.iter_mut().find(|r| r.clock.wants_connection(now)) {
+            relay.clock.probing();
+            return Some(Task::Connect(relay.name.clone()));
         }
-        let lane = self.next_lane()?;
-        let no = self.ready[lane].pop_first()?;
-        if let Some(entry) = self.entries.get_mut(&no) {
+        let choice = self.choose(now)?;
+        self.turns.spend(choice.lane);
+        self.displace(choice.no);
+        if let Some(entry) = self.entries.get_mut(&choice.no) {
             entry.state = State::Leased;
         }
-        let avoid = self.relays.iter().filter(|(_, clock)| !clock.usable(now));
-        Some((no, avoid.map(|(name, _)| name.clone()).collect()))
+        Some(Task::Send(choice.no, choice.relay))
     }
 
-    /// The message of [`Queue::next_message`] goes out for the recipients at these positions: the
-    /// number of its lease.
-    pub fn lease(&mut self, now: Time, no: MessageNo, positions: Vec<i64>) -> u64 {
+    /// A message of [`Queue::next_task`] goes out, for those of the recipients at these positions
+    /// that may be sent now.
+    pub fn lease(&mut self, now: Time, no: MessageNo, first: usize, positions: &[i64]) -> Plan {
         self.next_lease += 1;
-        let mut probes = Vec::new();
-        for (name, clock) in &mut self.relays {
-            if !clock.is_up() && clock.usable(now) {
-                clock.probing();
-                probes.push(name.clone());
-            }
+        let lease = self.next_lease;
+        let route = self.route(now, first);
+        let case = self.cases.get(&no);
+        let open = |position: i64, relay: usize| {
+            case.is_none_or(|case| case.recipient_gate(position, relay).is_open(now))
+        };
+        let may = |position: &i64| route.iter().any(|&relay| open(*position, relay));
+        let positions: Vec<_> = positions.iter().copied().filter(may).collect();
+        let name = |relay: usize| self.relays[relay].name.clone();
+        let mut except = Vec::new();
+        for (at, &position) in positions.iter().enumerate() {
+            let shut = route.iter().filter(|&&relay| !open(position, relay));
+            except.extend(shut.map(|&relay| (at, name(relay))));
         }
-        self.leases.insert(self.next_lease, Leased { no, positions, probes, adopted: false });
-        self.next_lease
+        let relays = route.iter().map(|&relay| name(relay)).collect();
+        let clock = &mut self.relays[first].clock;
+        // One that has ended a session there before shows nothing, so the others do not wait for it.
+        let known = case.is_some_and(|case| case.breaks(first).count > 0);
+        let probe = (!(clock.is_up() || known && clock.in_question())).then_some(first);
+        if probe.is_some() {
+            clock.probing();
+        }
+        let leased = Leased {
+            no,
+            positions: positions.clone(),
+            relays: route,
+            probe,
+            broke: Vec::new(),
+            stalled: None,
+            adopted: false,
+        };
+        self.leases.insert(lease, leased);
+        Plan { lease, positions, relays, except }
     }
 
     /// A message is in the hands of an agent that another qmgr has given it to, for the recipients at
-    /// these positions: the number of its lease here. None: it is not there, is held, or is with
-    /// another agent by now.
-    pub fn adopt(&mut self, no: MessageNo, positions: Vec<i64>) -> Option<u64> {
-        let waits = |e: &Entry| matches!(e.state, State::Ready | State::Waiting);
+    /// these positions, and not for others that are left: the number of its lease here. None: it is
+    /// not there, is held, or is with another agent by now.
+    pub fn adopt(&mut self, no: MessageNo, positions: Vec<i64>, others: &[i64]) -> Option<u64> {
+        let waits = |e: &Entry| matches!(e.state, State::Fresh | State::Later | State::Case);
         if !self.entries.get(&no).is_some_and(waits) {
             return None;
         }
-        self.take_out(no);
+        self.displace(no);
         if let Some(entry) = self.entries.get_mut(&no) {
             entry.state = State::Leased;
         }
+        if !others.is_empty() {
+            let relays = self.relays.len();
+            let case = self.cases.entry(no).or_insert_with(|| Case::new(relays));
+            others.iter().for_each(|&position| case.open(position));
+        }
         self.next_lease += 1;
-        let leased = Leased { no, positions, probes: Vec::new(), adopted: true };
+        let leased = Leased {
+            no,
+            positions,
+            relays: Vec::new(),
+            probe: None,
+            broke: Vec::new(),
+            stalled: None,
+            adopted: true,
+        };
         self.leases.insert(self.next_lease, leased);
         Some(self.next_lease)
     }
@@ -207,135 +262,36 @@ impl Queue {
         if let Some(Leased { no, .. }) = self.leases.remove(&lease)
             && let Some(entry) = self.entries.get(&no)
         {
-            let (attempts, due) = (entry.attempts, entry.due);
-            self.wait(no, attempts, due);
+            self.wait(no, entry.due);
         }
     }
 
-    /// The message of [`Queue::next_message`] cannot be read.
+    /// The message cannot be read, or an operator wants it held.
     pub fn hold(&mut self, no: MessageNo) {
-        self.take_out(no);
+        self.displace(no);
+        self.close_case(no);
         if let Some(entry) = self.entries.get_mut(&no) {
             entry.state = State::Held;
         }
     }
 
-    /// A lease's report. None when the lease is not known: it was ended before.
-    pub fn report(
-        &mut self,
-        now: Time,
-        lease: u64,
-        outcomes: &[(usize, Outcome)],
-    ) -> Option<Verdict> {
-        let leased = self.leases.remove(&lease)?;
-        self.end_probes(&leased);
-        let entry = *self.entries.get(&leased.no)?;
-        let expired = now.since(entry.arrived) >= self.limits.lifetime;
-        let mut verdict =
-            Verdict { no: leased.no, marks: Vec::new(), deferred: None, outcomes: Vec::new() };
-        // What a relay has put off, what may have arrived, and what no relay was asked about.
-        let (mut put_off, mut in_doubt, mut not_sent) = (None, None, false);
-        let tries = entry.attempts + 1;
-        for (at, position) in leased.positions.iter().copied().enumerate() {
-            let told = outcomes.iter().find(|(n, _)| *n == at).map(|(_, outcome)| outcome.clone());
-            let outcome = told
-                .unwrap_or_else(|| Outcome::NotSent { why: "the agent did not tell".to_owned() });
-            let reply = outcome.text().to_owned();
-            match &outcome {
-                Outcome::Delivered { .. } => {
-                    self.window = (self.window + 1).min(self.limits.agents);
-                    verdict.marks.push((position, RecipientState::Delivered, reply));
-                }
-                Outcome::RejectedPerm { .. } => {
-                    verdict.marks.push((position, RecipientState::Failed, reply));
-                }
-                Outcome::RejectedTemp { .. } | Outcome::InDoubt { .. } if expired => {
-                    let reply = format!("expired after {tries} attempts: {reply}");
-                    verdict.marks.push((position, RecipientState::Failed, reply));
-                }
-                Outcome::RejectedTemp { .. } => put_off = Some(reply),
-                Outcome::InDoubt { .. } => in_doubt = Some(reply),
-                Outcome::NotSent { .. } => not_sent = true,
-            }
-            verdict.outcomes.push((position, outcome));
-        }
-        let pause = put_off.as_ref().map(|_| {
-            self.seed = self.seed.wrapping_add(1);
-            self.limits.message.pause(tries, self.seed)
-        });
-        // One clock for the message: what is in doubt is not repeated early for another's sake.
-        let pause = pause.max(in_doubt.as_ref().map(|_| DOUBT));
-        match (pause, put_off.or(in_doubt)) {
-            (Some(pause), Some(why)) => {
-                let due = now + pause;
-                self.wait(leased.no, tries, due);
-                verdict.deferred = Some((tries, due, why, false));
-            }
-            // No attempt, and nothing is written (R2). With every relay down the gate holds it back;
-            // otherwise it waits a little, lest it goes round and round.
-            _ if not_sent => {
-                let due = if self.all_down() { now } else { now + NOT_SENT };
-                self.wait(leased.no, entry.attempts, due);
-            }
-            _ => {
-                self.entries.remove(&leased.no);
-            }
-        }
-        Some(verdict)
-    }
-
-    /// The agent of a lease has ended without a report. The message is tried again, or held when it
-    /// has outlived too many agents (Q7). None when the lease is not known.
-    pub fn agent_died(&mut self, now: Time, lease: u64) -> Option<Verdict> {
-        let leased = self.leases.remove(&lease)?;
-        self.end_probes(&leased);
-        let entry = self.entries.get_mut(&leased.no)?;
-        entry.deaths += 1;
-        let (deaths, attempts) = (entry.deaths, entry.attempts);
-        let mut verdict =
-            Verdict { no: leased.no, marks: Vec::new(), deferred: None, outcomes: Vec::new() };
-        if deaths >= MOST_DEATHS {
-            entry.state = State::Held;
-            let why = format!("{deaths} delivery agents died on it");
-            verdict.deferred = Some((attempts, now, why, true));
-        } else {
-            self.wait(leased.no, attempts, now);
-        }
-        Some(verdict)
-    }
-
-    /// What an agent has learned about a relay.
-    pub fn news(&mut self, now: Time, news: &RelayNews) -> Option<RelayChange> {
-        self.seed = self.seed.wrapping_add(1);
-        let (seed, was_down) = (self.seed, self.all_down());
-        let (name, clock) = self.relays.iter_mut().find(|(name, _)| *name == news.relay)?;
-        let name = name.clone();
-        if !news.up {
-            let fresh = clock.failed(now, &news.reply, seed);
-            return fresh.then(|| RelayChange::Down(name, news.reply.clone()));
-        }
-        if !clock.succeeded(&news.reply) {
-            return None;
-        }
-        if was_down {
-            // It has just come back: no crowd at its door (R1).
-            self.window = 1;
-        }
-        Some(RelayChange::Up(name))
-    }
-
     /// An operator wants a message, or every message, tried now.
     pub fn flush(&mut self, now: Time, only: Option<MessageNo>) {
-        for (_, clock) in &mut self.relays {
-            clock.probe_now(now);
+        for relay in &mut self.relays {
+            relay.clock.probe_now(now);
         }
-        let waiting: Vec<_> =
-            self.waiting.iter().filter(|(_, no)| only.is_none_or(|o| o == *no)).copied().collect();
-        for (due, no) in waiting {
-            self.waiting.remove(&(due, no));
-            self.waiting.insert((now, no));
-            if let Some(entry) = self.entries.get_mut(&no) {
-                entry.due = now;
+        let wanted = |no: &MessageNo| only.is_none_or(|only| only == *no);
+        let later: Vec<_> = self.later.iter().copied().filter(|(_, no)| wanted(no)).collect();
+        for (_, no) in later {
+            self.wait(no, now);
+        }
+        for no in self.cases.keys().copied().filter(wanted).collect::<Vec<_>>() {
+            if self.entries.get(&no).is_some_and(|e| e.state == State::Case) {
+                self.displace(no);
+                if let Some(case) = self.cases.get_mut(&no) {
+                    case.hurry();
+                }
+                self.place(now, no);
             }
         }
     }
@@ -344,8 +300,7 @@ impl Queue {
     pub fn release(&mut self, now: Time, no: MessageNo) {
         if let Some(entry) = self.entries.get_mut(&no).filter(|e| e.state == State::Held) {
             entry.deaths = 0;
-            let attempts = entry.attempts;
-            self.wait(no, attempts, now);
+            self.wait(no, now);
         }
     }
 
@@ -354,75 +309,51 @@ impl Queue {
         if self.entries.get(&no).is_some_and(|e| e.state == State::Leased) {
             return false;
         }
-        self.take_out(no);
-        self.entries.remove(&no);
+        self.forget(no);
         true
     }
 
     /// Forgets every message that no agent has. They are in a damaged store, and come back as they are
     /// read from it.
     pub fn forget_waiting(&mut self) {
-        self.entries.retain(|_, entry| entry.state == State::Leased);
-        self.waiting.clear();
-        self.ready = Default::default();
+        let waits =
+            |(no, entry): (&MessageNo, &Entry)| (entry.state != State::Leased).then_some(*no);
+        for no in self.entries.iter().filter_map(waits).collect::<Vec<_>>() {
+            self.forget(no);
+        }
     }
 
-    /// How often a relay has put a message off.
+    /// How often a relay has deferred a message.
     #[must_use]
     pub fn attempts(&self, no: MessageNo) -> u32 {
         self.entries.get(&no).map_or(0, |e| e.attempts)
     }
 
-    fn wait(&mut self, no: MessageNo, attempts: u32, due: Time) {
-        if let Some(entry) = self.entries.get_mut(&no) {
-            (entry.attempts, entry.due, entry.state) = (attempts, due, State::Waiting);
-            self.waiting.insert((due, no));
-        }
+    /// Nobody needs to know of the message any more.
+    fn forget(&mut self, no: MessageNo) {
+        self.displace(no);
+        self.close_case(no);
+        self.entries.remove(&no);
     }
 
-    fn take_out(&mut self, no: MessageNo) {
+    fn close_case(&mut self, no: MessageNo) {
+        self.cases.remove(&no);
+        self.overdue.remove(&no);
         if let Some(entry) = self.entries.get(&no) {
-            self.waiting.remove(&(entry.due, no));
-            self.ready[lane_index(entry.lane)].remove(&no);
+            self.expiring.remove(&(entry.arrived + self.limits.lifetime, no));
         }
     }
 
-    fn end_probes(&mut self, leased: &Leased) {
-        for (name, clock) in &mut self.relays {
-            if leased.probes.contains(name) {
-                clock.probe_lost();
-            }
+    /// The message is tried again at this time: where its case says, or anywhere.
+    fn wait(&mut self, no: MessageNo, due: Time) {
+        self.displace(no);
+        if self.cases.contains_key(&no) {
+            return self.place(due, no);
         }
-    }
-
-    fn all_down(&self) -> bool {
-        !self.relays.is_empty() && self.relays.iter().all(|(_, clock)| !clock.is_up())
-    }
-
-    fn usable(&self, now: Time) -> bool {
-        self.relays.iter().any(|(_, clock)| clock.usable(now))
-    }
-
-    /// The lane whose turn it is: each has so many turns a round, and one without messages gives its
-    /// turns away.
-    fn next_lane(&mut self) -> Option<usize> {
-        for _ in 0..2 {
-            let waiting = |lane: &usize| !self.ready[*lane].is_empty();
-            if let Some(lane) = (0..3).filter(waiting).find(|&lane| self.credits[lane] > 0) {
-                self.credits[lane] -= 1;
-                return Some(lane);
-            }
-            self.credits = WEIGHTS;
+        if let Some(entry) = self.entries.get_mut(&no) {
+            (entry.due, entry.state) = (due, State::Later);
+            self.later.insert((due, no));
         }
-        None
-    }
-}
-
-const fn lane_index(lane: Lane) -> usize {
-    match lane {
-        Lane::Urgent => 0,
-        Lane::Normal => 1,
-        Lane::Bulk => 2,
     }
 }
 

@@ -80,8 +80,10 @@ pub struct Lease {
     pub sender: String,
     /// The recipients that are still to be delivered to.
     pub recipients: Vec<String>,
-    /// Relays that are down, by their names in `relayhost`.
-    pub avoid: Vec<String>,
+    /// The relays to ask, one after the other, by their names in `relayhost`.
+    pub relays: Vec<String>,
+    /// Which recipient is not for which of these relays: it has refused it, or is to be left alone.
+    pub except: Vec<(usize, String)>,
     /// The message.
     #[serde(skip)]
     pub body: Vec<u8>,
@@ -92,10 +94,19 @@ pub struct Lease {
 pub struct Report {
     /// Number of the lease.
     pub lease: u64,
-    /// The outcome of each recipient, by its position in the lease.
+    /// What each relay that was asked said of each recipient, by its position in the lease.
     pub outcomes: Vec<(usize, Outcome)>,
-    /// What the agent learned about relays.
-    pub relays: Vec<RelayNews>,
+}
+
+/// A relay takes its time over a lease, or has answered after all.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Number of the lease.
+    pub lease: u64,
+    /// The relay.
+    pub relay: String,
+    /// What is awaited from it for long; None when it has answered.
+    pub waits_for: Option<String>,
 }
 
 /// A lease of a qmgr that has gone, in the hands of an agent.
@@ -126,6 +137,12 @@ pub enum Header {
     /// An agent has these leases of another qmgr under way, or has a report on them; each gets its
     /// report.
     Announce(Vec<Held>),
+    /// A lease is under way, and slow.
+    Progress(Progress),
+    /// Connect to this relay, without a message; the answer is [`Header::News`].
+    Probe(String),
+    /// What an agent learned about a relay.
+    News(RelayNews),
     /// An operator's request, in words; the answer is [`Header::Answer`].
     Ask(Vec<String>),
     /// The answer to an operator: exit status and text.
@@ -139,12 +156,7 @@ impl Header {
         let body: &[u8] = match self {
             Self::Offer(submission) => &submission.body,
             Self::Lease(lease) => &lease.body,
-            Self::Offered(_)
-            | Self::Report(_)
-            | Self::Noted(_)
-            | Self::Announce(_)
-            | Self::Ask(_)
-            | Self::Answer(..) => &[],
+            _ => &[],
         };
         // These types have no value that JSON cannot write.
         let mut header = serde_json::to_vec(self).unwrap_or_default();
@@ -164,12 +176,7 @@ impl Header {
         match &mut header {
             Self::Offer(submission) => submission.body = rest.to_vec(),
             Self::Lease(lease) => lease.body = rest.to_vec(),
-            Self::Offered(_)
-            | Self::Report(_)
-            | Self::Noted(_)
-            | Self::Announce(_)
-            | Self::Ask(_)
-            | Self::Answer(..) => {}
+            _ => {}
         }
         Ok(header)
     }
@@ -373,7 +380,8 @@ mod tests {
             id: "X".to_owned(),
             sender: String::new(),
             recipients: vec!["b@y".to_owned()],
-            avoid: vec![],
+            relays: vec!["a".to_owned()],
+            except: vec![],
             body: b"a\r\n".to_vec(),
         });
         send(&mut bytes, &header).unwrap();

@@ -83,7 +83,7 @@ impl Instance {
             .service(&smtp)
             .service("submit unix n - y - - smtpd")
             .service("qmgr unix - - y 300 1 qmgr")
-            .service("delivery unix - - y - 20 delivery-agent");
+            .service("delivery unix - - y - - delivery-agent");
         instance
     }
 

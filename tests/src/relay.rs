@@ -30,6 +30,10 @@ pub enum Act {
     Reply(String),
     /// Close without a word.
     Hang,
+    /// Say nothing as long as the relay lives.
+    Mute,
+    /// At the end of the data: take the message, and close without a word.
+    Swallow,
 }
 
 /// What a relay does at a line. The line is a command, `` for the greeting, or `.` for the end of
@@ -145,7 +149,9 @@ fn serve(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_millis(50)))?;
     let mut reader = BufReader::new(stream);
     let mut message = Taken { sender: String::new(), recipients: Vec::new(), text: String::new() };
-    if !answer(stream, &(shared.script)(""), "220 relay.example ESMTP")? {
+    let act = (shared.script)("");
+    wait_out(&act, shared);
+    if !answer(stream, &act, "220 relay.example ESMTP")? {
         return Ok(());
     }
     loop {
@@ -168,6 +174,7 @@ fn serve(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
             "RCPT" if good => message.recipients.push(path(&line)),
             _ => {}
         }
+        wait_out(&act, shared);
         let go_on = answer(stream, &act, usual)?;
         if !go_on || verb == "QUIT" {
             return Ok(());
@@ -183,10 +190,11 @@ fn serve(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
                 message.text.push_str("\r\n");
             }
             let act = (shared.script)(".");
-            if act == Act::Usual {
+            if matches!(act, Act::Usual | Act::Swallow) {
                 let mut taken = shared.taken.lock().unwrap_or_else(PoisonError::into_inner);
                 taken.push(message.clone());
             }
+            wait_out(&act, shared);
             if !answer(stream, &act, "250 2.0.0 taken")? {
                 return Ok(());
             }
@@ -200,10 +208,17 @@ fn answer(mut stream: &TcpStream, act: &Act, usual: &str) -> std::io::Result<boo
     let text = match act {
         Act::Usual => usual,
         Act::Reply(text) => text,
-        Act::Hang => return Ok(false),
+        Act::Hang | Act::Mute | Act::Swallow => return Ok(false),
     };
     stream.write_all(format!("{text}\r\n").as_bytes())?;
     Ok(true)
+}
+
+/// A relay that says nothing does so until it is dropped.
+fn wait_out(act: &Act, shared: &Shared) {
+    while *act == Act::Mute && !shared.stop.load(Ordering::SeqCst) {
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn read_line(reader: &mut BufReader<&TcpStream>, shared: &Shared) -> std::io::Result<String> {

@@ -795,6 +795,17 @@ fn place(from: RawFd, number: RawFd) -> io::Result<()> {
     check(unsafe { libc::dup2(from, number) }).map(drop)
 }
 
+/// How many bytes in a TCP socket's send queue the other end has not acknowledged (SIOCOUTQ).
+///
+/// # Errors
+/// It is no such socket.
+pub fn unacknowledged(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut count: c_int = 0;
+    // SAFETY: TIOCOUTQ, which is SIOCOUTQ by its other name, writes one int to the address it is given.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) })?;
+    Ok(u64::try_from(count).unwrap_or(0))
+}
+
 /// Gives up a descriptor's ownership and tells its number, for a library that takes numbers.
 #[must_use]
 pub fn release(fd: OwnedFd) -> RawFd {

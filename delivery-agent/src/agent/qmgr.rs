@@ -27,6 +27,13 @@ const AGAIN: Duration = Duration::from_millis(200);
 /// How long a report is kept for a qmgr that does not come.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What qmgr wants.
+pub(super) enum Work {
+    Deliver(Lease),
+    /// A connection to this relay, without a message.
+    Probe(String),
+}
+
 pub(super) struct Qmgr<'a> {
     stream: Option<Box<dyn Stream + 'a>>,
     /// Where its successor is; None: there will be none.
@@ -67,21 +74,28 @@ impl<'a> Qmgr<'a> {
         self.kept.is_empty() || self.lost && (self.path.is_none() || now >= self.give_up)
     }
 
+    /// Tells what is of no use to a later qmgr: without a connection it is left out.
+    pub(super) fn send(&mut self, header: &Header) {
+        if self.stream.is_some() {
+            self.output.extend_from_slice(&header.encode());
+        }
+    }
+
     pub(super) fn report(&mut self, now: Time, held: Held, report: Report) {
         self.output.extend_from_slice(&Header::Report(report.clone()).encode());
         self.kept.push((held, report));
         self.give_up = now + PATIENCE;
     }
 
-    /// Connects to the next qmgr, if there is none, and announces what is under way.
-    pub(super) fn announce(&mut self, now: Time, under_way: impl Iterator<Item = Held>) {
+    /// Connects to the next qmgr, if there is none, and announces what is under way. Whether it has.
+    pub(super) fn announce(&mut self, now: Time, under_way: impl Iterator<Item = Held>) -> bool {
         let Some(path) = self.path.filter(|_| self.stream.is_none() && now >= self.next) else {
-            return;
+            return false;
         };
         let held: Vec<_> =
             under_way.chain(self.kept.iter().map(|(held, _)| held.clone())).collect();
         if held.is_empty() {
-            return;
+            return false;
         }
         self.next = now + AGAIN;
         match reach(path) {
@@ -95,6 +109,7 @@ impl<'a> Qmgr<'a> {
             }
             Err(e) => log::debug!("connect {}: {}", path.display(), errno_text(&e)),
         }
+        self.stream.is_some()
     }
 
     pub(super) fn flush(&mut self) {
@@ -105,10 +120,10 @@ impl<'a> Qmgr<'a> {
         }
     }
 
-    /// Reads what is there: the leases in it.
-    pub(super) fn read(&mut self) -> Vec<Lease> {
-        let mut leases = Vec::new();
-        let Some(stream) = &mut self.stream else { return leases };
+    /// Reads what is there: the work in it.
+    pub(super) fn read(&mut self) -> Vec<Work> {
+        let mut work = Vec::new();
+        let Some(stream) = &mut self.stream else { return work };
         let mut bytes = [0; 64 * 1024];
         match stream.read(&mut bytes) {
             Ok(0) => self.ended(),
@@ -118,16 +133,17 @@ impl<'a> Qmgr<'a> {
         }
         loop {
             match self.decoder.next_frame() {
-                Ok(Some(Header::Lease(lease))) if !self.lost => leases.push(lease),
+                Ok(Some(Header::Lease(lease))) if !self.lost => work.push(Work::Deliver(lease)),
+                Ok(Some(Header::Probe(relay))) if !self.lost => work.push(Work::Probe(relay)),
                 Ok(Some(Header::Noted(noted))) => {
                     self.kept.retain(|(held, _)| !noted.contains(&held.lease));
                 }
-                Ok(None) => return leases,
+                Ok(None) => return work,
                 Ok(Some(_)) | Err(_) => {
                     log::warn!("qmgr sent what is no lease");
                     self.ended();
                     self.decoder = Decoder::default();
-                    return leases;
+                    return work;
                 }
             }
         }

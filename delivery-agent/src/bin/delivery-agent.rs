@@ -55,6 +55,7 @@ impl Single for Delivery {
             session_limit: params.smtp_connection_reuse_time_limit,
             // From the queue directory, which is the root directory in a jail.
             qmgr: Some("private/qmgr".into()),
+            stall: params.relay_stall_time,
         };
         Ok(Self { agent, unresolved, served: false })
     }

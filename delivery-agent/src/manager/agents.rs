@@ -3,6 +3,7 @@
 //! A connection to the delivery service is one agent. It gets message after message as long as there
 //! is work, lingers a moment, and is closed.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -16,8 +17,7 @@ use worker_proto::multi::Reactor;
 
 use super::Manager;
 use super::link::Link;
-use crate::outcome::RelayNews;
-use crate::queue::{RelayChange, Verdict};
+use crate::queue::{Plan, RelayChange, Task, Verdict};
 use crate::store::{MessageNo, RecipientState};
 use crate::wire::{Header, Lease, Report};
 
@@ -26,7 +26,9 @@ pub(super) struct Agent {
     pub(super) link: Link,
     /// The lease it works on.
     lease: Option<u64>,
-    /// Without one, when the connection is closed.
+    /// The relay it connects to without a lease.
+    probe: Option<String>,
+    /// Without either, when the connection is closed.
     linger: Time,
 }
 
@@ -37,7 +39,11 @@ const REACH_AGAIN: Duration = Duration::from_secs(1);
 
 impl Agent {
     pub(super) fn deadline(&self) -> Option<Time> {
-        self.lease.is_none().then_some(self.linger)
+        self.is_idle().then_some(self.linger)
+    }
+
+    const fn is_idle(&self) -> bool {
+        self.lease.is_none() && self.probe.is_none()
     }
 }
 
@@ -55,6 +61,17 @@ impl Manager {
                     self.take_report(now, &report);
                     self.reported.push((token, report.lease, Some(report.lease)));
                 }
+                Ok(Some(Header::News(news))) => {
+                    if agent.probe.as_ref() == Some(&news.relay) {
+                        agent.probe = None;
+                        agent.linger = now + LINGER;
+                    }
+                    let from = agent.lease;
+                    Self::tell(self.queue.news(self.clock.now(now), from, &news));
+                }
+                Ok(Some(Header::Progress(progress))) => {
+                    Self::tell(self.queue.progress(self.clock.now(now), &progress));
+                }
                 Ok(Some(_)) | Err(_) => {
                     log::warn!("a delivery agent does not speak the queue's protocol");
                     return self.drop_agent(reactor, now, token);
@@ -70,8 +87,13 @@ impl Manager {
     /// An agent's connection has ended; what it had is free at once (Q6).
     fn drop_agent(&mut self, reactor: &mut Reactor, now: Time, token: Token) {
         reactor.remove(token);
-        let Some(Agent { lease: Some(lease), .. }) = self.agents.remove(&token) else { return };
-        self.lost_agent(now, lease);
+        let Some(Agent { lease, probe, .. }) = self.agents.remove(&token) else { return };
+        if let Some(relay) = probe {
+            self.queue.probe_lost(&relay);
+        }
+        if let Some(lease) = lease {
+            self.lost_agent(now, lease);
+        }
     }
 
     /// The agent that has this lease has ended without a report.
@@ -79,30 +101,40 @@ impl Manager {
         self.in_flight.remove(lease);
         let queue_now = self.clock.now(now);
         if let Some(verdict) = self.queue.agent_died(queue_now, lease) {
-            log::warn!("{}: its delivery agent has died", self.id(verdict.no));
+            let id = self.id(verdict.no);
+            if self.gives_out() {
+                log::warn!("{id}: its delivery agent has died");
+            } else {
+                // At a stop the master starts no more agents: this one may never have begun.
+                log::info!("{id}: no delivery agent has it any more");
+            }
             self.carry_out(now, verdict);
         }
     }
 
     pub(super) fn take_report(&mut self, now: Time, report: &Report) {
         let queue_now = self.clock.now(now);
-        self.take_news(now, &report.relays);
         if let Some(verdict) = self.queue.report(queue_now, report.lease, &report.outcomes) {
             self.carry_out(now, verdict);
         }
     }
 
     /// One line for each change of a relay's state, not for each message (R2).
-    pub(super) fn take_news(&mut self, now: Time, news: &[RelayNews]) {
-        let queue_now = self.clock.now(now);
-        for news in news {
-            match self.queue.news(queue_now, news) {
-                Some(RelayChange::Down(relay, reply)) => {
-                    log::warn!("relay {relay} is down: {reply}");
-                }
-                Some(RelayChange::Up(relay)) => log::info!("relay {relay} is up again"),
-                None => {}
+    pub(super) fn tell(change: Option<RelayChange>) {
+        match change {
+            Some(RelayChange::Down(relay, reply)) => log::warn!("relay {relay} is down: {reply}"),
+            Some(RelayChange::Up(relay)) => log::info!("relay {relay} is up again"),
+            Some(RelayChange::Slow(relay, stage)) => {
+                log::warn!("relay {relay} is slow: other messages do not wait for {stage}");
             }
+            None => {}
+        }
+    }
+
+    /// Messages that have reached the end of their lifetime, before the turn's commit.
+    pub(super) fn expire(&mut self, now: Time) {
+        for verdict in self.queue.expire(self.clock.now(now)) {
+            self.carry_out(now, verdict);
         }
     }
 
@@ -113,16 +145,22 @@ impl Manager {
         let summary = self.store.by_no(no).ok().flatten();
         let id = summary.as_ref().map_or_else(|| no.0.to_string(), |s| s.id.clone());
         let delay = summary.map_or(0, |s| seconds.saturating_sub(s.arrived));
-        let tried = verdict.outcomes.iter().any(|(_, outcome)| outcome.relay().is_some());
-        if tried {
+        let recipients: HashMap<_, _> = if verdict.is_silent() {
+            HashMap::new()
+        } else {
             let recipients = self.store.recipients(no).unwrap_or_default();
-            for (position, outcome) in &verdict.outcomes {
-                let to = recipients.iter().find(|r| r.position == *position);
-                let to = to.map_or("", |r| r.address.as_str());
-                let relay = outcome.relay().unwrap_or("none");
-                let (word, text) = (outcome.word(), outcome.text());
-                log::info!("{id}: to=<{to}>, relay={relay}, delay={delay}, status={word} ({text})");
-            }
+            recipients.into_iter().map(|r| (r.position, r.address)).collect()
+        };
+        let to = |position: &i64| recipients.get(position).map_or("", String::as_str);
+        for (position, outcome) in &verdict.outcomes {
+            let Some(relay) = outcome.relay() else { continue };
+            let (to, word, text) = (to(position), outcome.word(), outcome.text());
+            log::info!("{id}: to=<{to}>, relay={relay}, delay={delay}, status={word} ({text})");
+        }
+        let failed = |m: &&(i64, RecipientState, String)| m.1 == RecipientState::Failed;
+        for (position, _, text) in verdict.marks.iter().filter(failed) {
+            let (to, word) = (to(position), verdict.word);
+            log::info!("{id}: to=<{to}>, delay={delay}, status={word} ({text})");
         }
         let mut result = Ok(false);
         if !verdict.marks.is_empty() {
@@ -131,6 +169,8 @@ impl Manager {
         if let Some((attempts, due, why, held)) = verdict.deferred {
             if held {
                 log::error!("{id}: held: {why}");
+            } else if verdict.outcomes.iter().all(|(_, outcome)| outcome.relay().is_none()) {
+                log::info!("{id}: delay={delay}, status=deferred ({why})");
             }
             let due = self.clock.stored(due);
             result = result
@@ -149,19 +189,15 @@ impl Manager {
         let queue_now = self.clock.now(now);
         self.queue.advance(queue_now);
         if self.gives_out() {
-            let idle = self.agents.iter().filter(|(_, a)| a.lease.is_none());
-            for token in idle.map(|(token, _)| *token).collect::<Vec<_>>() {
-                if !self.give_work(now, token) {
-                    break;
-                }
-            }
-            while now >= self.agents_from && self.wants_agent(queue_now) {
-                match self.reach_agent(reactor, now) {
-                    Ok(token) => {
-                        if !self.give_work(now, token) {
-                            break;
-                        }
-                    }
+            while self.queue.has_task(queue_now) {
+                let idle = self.agents.iter().find(|(_, a)| a.is_idle()).map(|(token, _)| *token);
+                let token = match idle {
+                    Some(token) => Ok(token),
+                    None if now < self.agents_from => break,
+                    None => self.reach_agent(reactor, now),
+                };
+                match token {
+                    Ok(token) => self.give_work(queue_now, token),
                     Err(e) => {
                         self.unreachable(&e);
                         self.agents_from = now + REACH_AGAIN;
@@ -169,9 +205,8 @@ impl Manager {
                 }
             }
         }
-        self.wants_agent = self.gives_out() && self.wants_agent(queue_now);
-        let done =
-            |agent: &Agent| agent.lease.is_none() && (now >= agent.linger || !self.gives_out());
+        self.wants_agent = self.gives_out() && self.queue.has_task(queue_now);
+        let done = |agent: &Agent| agent.is_idle() && (now >= agent.linger || !self.gives_out());
         let done = self.agents.iter().filter(|(_, a)| done(a)).map(|(token, _)| *token);
         for token in done.collect::<Vec<_>>() {
             reactor.remove(token);
@@ -183,13 +218,8 @@ impl Manager {
     }
 
     /// Whether messages are given out: not any more once it was told to end.
-    fn gives_out(&self) -> bool {
+    pub(super) fn gives_out(&self) -> bool {
         self.leaving.is_none() && self.care.is_open()
-    }
-
-    fn wants_agent(&self, queue_now: Time) -> bool {
-        let idle = self.agents.values().any(|a| a.lease.is_none());
-        !idle && self.agents.len() < self.queue.wanted_agents(queue_now)
     }
 
     fn unreachable(&mut self, error: &io::Error) {
@@ -206,30 +236,28 @@ impl Manager {
         connect(fd.as_raw_fd(), &UnixAddr::new(self.params.delivery_service_name.as_str())?)?;
         let (token, link) = Link::watch(reactor, UnixStream::from(fd))?;
         self.agents_unreachable = false;
-        self.agents.insert(token, Agent { link, lease: None, linger: now + LINGER });
+        let linger = now + LINGER;
+        self.agents.insert(token, Agent { link, lease: None, probe: None, linger });
         Ok(token)
     }
 
-    /// Gives an agent its next message. False: there is none.
-    fn give_work(&mut self, now: Time, token: Token) -> bool {
-        let queue_now = self.clock.now(now);
-        while let Some((no, avoid)) = self.queue.next_message(queue_now) {
-            let Some((lease, header)) = self.lease(queue_now, no, avoid) else { continue };
-            if let Some(agent) = self.agents.get_mut(&token) {
-                agent.lease = Some(lease);
-                agent.link.send(&header);
-            }
-            return true;
+    /// Gives an agent the next thing to do.
+    fn give_work(&mut self, queue_now: Time, token: Token) {
+        let Some(task) = self.queue.next_task(queue_now) else { return };
+        let header = match task {
+            Task::Connect(relay) => Some(Header::Probe(relay)),
+            Task::Send(no, first) => self.lease(queue_now, no, first),
+        };
+        let (Some(header), Some(agent)) = (header, self.agents.get_mut(&token)) else { return };
+        match &header {
+            Header::Probe(relay) => agent.probe = Some(relay.clone()),
+            Header::Lease(lease) => agent.lease = Some(lease.lease),
+            _ => {}
         }
-        false
+        agent.link.send(&header);
     }
 
-    fn lease(
-        &mut self,
-        queue_now: Time,
-        no: MessageNo,
-        avoid: Vec<String>,
-    ) -> Option<(u64, Header)> {
+    fn lease(&mut self, queue_now: Time, no: MessageNo, first: usize) -> Option<Header> {
         let read = || {
             let summary = self.store.by_no(no)?;
             let body = self.store.body(no)?;
@@ -257,11 +285,15 @@ impl Manager {
         };
         let (summary, body) = found;
         let left = recipients.into_iter().filter(|r| r.state == RecipientState::Queued);
-        let (positions, recipients) = left.map(|r| (r.position, r.address)).unzip();
-        let lease = self.queue.lease(queue_now, no, positions);
+        let mut left: HashMap<_, _> = left.map(|r| (r.position, r.address)).collect();
+        let mut positions: Vec<_> = left.keys().copied().collect();
+        positions.sort_unstable();
+        let Plan { lease, positions, relays, except } =
+            self.queue.lease(queue_now, no, first, &positions);
         self.in_flight.add(lease, no);
+        let recipients = positions.iter().filter_map(|position| left.remove(position)).collect();
         let (id, sender) = (summary.id, summary.sender);
-        Some((lease, Header::Lease(Lease { lease, id, sender, recipients, avoid, body })))
+        Some(Header::Lease(Lease { lease, id, sender, recipients, relays, except, body }))
     }
 
     fn id(&self, no: MessageNo) -> String {

@@ -6,6 +6,7 @@ use worker_proto::clock::Time;
 
 use super::Manager;
 use crate::listing;
+use crate::retry::Health;
 use crate::store::{MessageNo, StoreError};
 
 type Answer = (u8, String);
@@ -74,17 +75,27 @@ impl Manager {
         Ok(ok(String::new()))
     }
 
-    /// Each relay, its state, since when, when it is probed, and its exact last words.
+    /// Each relay, its state, since when, when it is probed, and its exact last reply.
     fn relay_table(&self, queue_now: Time) -> String {
         let mut text = String::new();
-        for (name, clock) in self.queue.relays() {
-            let state = match clock.down() {
-                None => "up".to_owned(),
-                Some((since, probe)) => format!(
-                    "down for {}s, next try in {}s",
-                    queue_now.since(since).as_secs(),
-                    probe.since(queue_now).as_secs()
-                ),
+        for (name, clock, slow) in self.queue.relays() {
+            let seconds = |since: Time| queue_now.since(since).as_secs();
+            let next = match clock.next_probe() {
+                None => "being tried".to_owned(),
+                Some(at) if at <= queue_now => "the next message tries it".to_owned(),
+                Some(at) => format!("next try in {}s", at.since(queue_now).as_secs()),
+            };
+            let state = match (clock.health(), clock.down_since(), slow) {
+                (_, None, Some(stall)) => {
+                    format!("slow, waiting for {} since {}s", stall.stage, seconds(stall.since))
+                }
+                (Health::Up, ..) => "up".to_owned(),
+                (Health::Fails, None, _) => format!("in question, {next}"),
+                (Health::Fails, Some(since), _) => format!("down for {}s, {next}", seconds(since)),
+                (Health::Unreachable, since, _) => {
+                    let since = since.unwrap_or(queue_now);
+                    format!("down for {}s, no connection, {next}", seconds(since))
+                }
             };
             let last = if clock.last().is_empty() { "not tried yet" } else { clock.last() };
             let _ = writeln!(text, "{name}  {state}  ({last})");

@@ -55,7 +55,7 @@ impl Manager {
     pub(super) fn expect_survivors(&mut self, now: Time, in_flight: Vec<MessageNo>) {
         self.missing.until = now + MOMENT;
         for no in in_flight {
-            if let Some(lease) = self.queue.adopt(no, Vec::new()) {
+            if let Some(lease) = self.queue.adopt(no, Vec::new(), &[]) {
                 self.in_flight.add(lease, no);
                 self.missing.leases.insert(no, lease);
             }
@@ -100,7 +100,7 @@ impl Manager {
     /// None: there is nothing to be told about this message any more, or somebody else has it.
     fn adopt(&mut self, held: &Held) -> Option<Kept> {
         let no = self.store.by_id(&held.id).ok().flatten().filter(|m| m.done == 0)?.no;
-        let mut positions = Vec::new();
+        let (mut positions, mut others) = (Vec::new(), Vec::new());
         let mut places = vec![None; held.recipients.len()];
         let recipients = self.store.recipients(no).ok()?;
         for r in recipients.into_iter().filter(|r| r.state == RecipientState::Queued) {
@@ -108,13 +108,15 @@ impl Manager {
             if let Some(place) = place {
                 places[place] = Some(positions.len());
                 positions.push(r.position);
+            } else {
+                others.push(r.position);
             }
         }
         if let Some(missing) = self.missing.leases.remove(&no) {
             self.queue.hand_over(missing);
             self.in_flight.remove(missing);
         }
-        let lease = self.queue.adopt(no, positions)?;
+        let lease = self.queue.adopt(no, positions, &others)?;
         self.in_flight.add(lease, no);
         Some(Kept { lease, places })
     }
@@ -136,16 +138,25 @@ impl Manager {
                             report.outcomes.into_iter().filter_map(place).collect();
                         let begun = |(_, o): &(_, Outcome)| !matches!(o, Outcome::NotSent { .. });
                         if outcomes.iter().any(begun) {
-                            let relays = report.relays;
-                            self.take_report(now, &Report { lease, outcomes, relays });
+                            self.take_report(now, &Report { lease, outcomes });
                         } else {
                             // Given back: it waits as before.
-                            self.take_news(now, &report.relays);
                             self.queue.hand_over(lease);
                         }
                         self.reported.push((token, number, Some(lease)));
                     } else {
                         self.reported.push((token, number, None));
+                    }
+                }
+                Ok(Some(Header::News(news))) => {
+                    // What it has under way is one message; no lease has the number 0.
+                    let lease = survivor.held.values().next().map_or(0, |kept| kept.lease);
+                    Self::tell(self.queue.news(self.clock.now(now), Some(lease), &news));
+                }
+                Ok(Some(Header::Progress(mut progress))) => {
+                    if let Some(kept) = survivor.held.get(&progress.lease) {
+                        progress.lease = kept.lease;
+                        Self::tell(self.queue.progress(self.clock.now(now), &progress));
                     }
                 }
                 Ok(None) => break,

@@ -34,6 +34,10 @@ pub struct Session {
     replies: u64,
     output: Vec<u8>,
     written: u64,
+    /// Of these, what the server has not acknowledged to have, as far as is known.
+    on_the_way: u64,
+    /// The end came in the middle of a message.
+    within: bool,
     /// Where in the stream of written bytes the unanswered dot ends.
     dot_end: u64,
     /// Commands not yet written, because each must wait for the answer to the one before.
@@ -58,6 +62,8 @@ impl Session {
             replies: 0,
             output: Vec::new(),
             written: 0,
+            on_the_way: 0,
+            within: false,
             dot_end: 0,
             plan: VecDeque::new(),
             expect: VecDeque::from([Expect::Greeting]),
@@ -148,6 +154,12 @@ impl Session {
         }
     }
 
+    /// So many of the bytes that were written are known not to have reached the server; to be told
+    /// before [`Session::lost`].
+    pub const fn not_arrived(&mut self, count: u64) {
+        self.on_the_way = count;
+    }
+
     /// The connection is gone, or a deadline has passed.
     pub fn lost(&mut self, why: &str) {
         match self.phase {
@@ -177,12 +189,21 @@ impl Session {
         self.written >= self.dot_end
     }
 
+    /// Whether the server can have the dot.
+    const fn dot_has_arrived(&self) -> bool {
+        self.written.saturating_sub(self.on_the_way) >= self.dot_end
+    }
+
     fn answer(&mut self, reply: Reply) {
         let Some(expect) = self.expect.pop_front() else {
+            if reply.code() == 421 {
+                return self.end(&reply);
+            }
             return self.die(format!("unasked reply: {reply}"));
         };
         if reply.code() == 421 && expect != Expect::Quit {
             if expect == Expect::Dot {
+                self.within = true;
                 self.settle(&Outcome::NotSent { why: reply.to_string() });
             }
             return self.end(&reply);
@@ -320,15 +341,17 @@ impl Session {
         }
         let in_doubt = Outcome::InDoubt { relay: self.config.relay.clone(), why: why.clone() };
         let not_sent = Outcome::NotSent { why: why.clone() };
+        self.within |= self.transactions.front().is_some_and(|t| t.progress != Progress::Waiting);
         while let Some(front) = self.transactions.front() {
-            let doubtful = front.progress == Progress::Body && self.dot_is_written();
+            let doubtful = front.progress == Progress::Body && self.dot_has_arrived();
             self.settle(if doubtful { &in_doubt } else { &not_sent });
         }
         self.phase = Phase::Over;
         self.output.clear();
         self.plan.clear();
         self.expect.clear();
-        self.events.push_back(Event::Lost { why, told });
+        let within = self.within;
+        self.events.push_back(Event::Lost { why, told, within });
     }
 
     /// Sends what may be sent now; called at the end of every change.

@@ -28,6 +28,8 @@ pub enum Event {
         why: String,
         /// Whether the server itself said that it ends the session, or wants a login.
         told: bool,
+        /// Whether it was in the middle of the first message that was told as not sent or in doubt.
+        within: bool,
     },
 }
 
@@ -73,9 +75,11 @@ impl fmt::Display for Stage {
     }
 }
 
-/// A message that this server cannot take, though another may.
+/// What this server cannot take, though another may.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unfit {
+    /// The recipients concerned, by their numbers.
+    pub recipients: Vec<usize>,
     /// A reply in the form of the server's, for the outcome.
     pub reply: String,
 }

@@ -11,14 +11,21 @@ use std::time::Duration;
 
 use nix::poll::PollFlags;
 use worker_proto::clock::Time;
-use worker_proto::sys::errno_text;
+use worker_proto::sys::{errno_text, unacknowledged};
 
 use super::session::{Event, Session, Stage};
 
 /// Bytes both ways, without waiting; TLS would be another one.
-pub trait Transport: Read + Write + AsFd {}
+pub trait Transport: Read + Write + AsFd {
+    /// How many bytes that were written the other end has not acknowledged, as far as is known.
+    fn on_the_way(&self) -> u64;
+}
 
-impl Transport for TcpStream {}
+impl Transport for TcpStream {
+    fn on_the_way(&self) -> u64 {
+        unacknowledged(self.as_fd()).unwrap_or(0)
+    }
+}
 
 /// How long each stage may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,13 +103,22 @@ pub struct Link<T> {
     timeouts: Timeouts,
     written: u64,
     awaited: Option<Awaited>,
+    since: Time,
     deadline: Option<Time>,
 }
 
 impl<T: Transport> Link<T> {
     /// Starts on a fresh connection.
     pub const fn new(transport: T, session: Session, timeouts: Timeouts) -> Self {
-        Self { transport, session, timeouts, written: 0, awaited: None, deadline: None }
+        let since = Time::ZERO;
+        Self { transport, session, timeouts, written: 0, awaited: None, since, deadline: None }
+    }
+
+    /// What is awaited from the server, and since when.
+    #[must_use]
+    pub fn awaits(&self) -> Option<(Stage, Time)> {
+        let stage = self.awaited.map(|awaited| awaited.stage)?;
+        (!matches!(stage, Stage::Idle | Stage::Quit)).then_some((stage, self.since))
     }
 
     /// The session, to offer messages.
@@ -134,7 +150,7 @@ impl<T: Transport> Link<T> {
     pub fn flush(&mut self, now: Time) {
         while !self.session.output().is_empty() {
             match self.transport.write(self.session.output()) {
-                Ok(0) => return self.session.lost("connection closed"),
+                Ok(0) => return self.lost("connection closed"),
                 Ok(count) => {
                     self.session.wrote(count);
                     self.written += count as u64;
@@ -144,6 +160,7 @@ impl<T: Transport> Link<T> {
                 Err(e) => {
                     // The server may have said why before it closed.
                     while self.read_once() {}
+                    // An acknowledgement may have been lost with the rest.
                     return self.session.lost(&errno_text(&e));
                 }
             }
@@ -160,7 +177,7 @@ impl<T: Transport> Link<T> {
     /// Gives up when the deadline has passed.
     pub fn check(&mut self, now: Time) {
         if self.deadline.is_some_and(|deadline| deadline <= now) {
-            self.session.lost("timed out");
+            self.lost("timed out");
             self.deadline = None;
         }
     }
@@ -169,15 +186,21 @@ impl<T: Transport> Link<T> {
     fn read_once(&mut self) -> bool {
         let mut bytes = [0; 16 * 1024];
         match self.transport.read(&mut bytes) {
-            Ok(0) => self.session.lost("connection closed"),
+            Ok(0) => self.lost("connection closed"),
             Ok(count) => {
                 self.session.input(&bytes[..count]);
                 return true;
             }
             Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
+            // An acknowledgement may have been lost with the rest.
             Err(e) => self.session.lost(&errno_text(&e)),
         }
         false
+    }
+
+    fn lost(&mut self, why: &str) {
+        self.session.not_arrived(self.transport.on_the_way());
+        self.session.lost(why);
     }
 
     fn renew(&mut self, now: Time) {
@@ -185,7 +208,7 @@ impl<T: Transport> Link<T> {
         let blocks = if stage == Stage::Body { self.written >> 16 } else { 0 };
         let awaited = Some(Awaited { stage, replies: self.session.replies(), blocks });
         if awaited != self.awaited {
-            self.awaited = awaited;
+            (self.awaited, self.since) = (awaited, now);
             self.deadline = self.timeouts.of(stage).map(|within| now + within);
         }
     }

@@ -19,19 +19,29 @@ pub struct Mail {
 }
 
 impl Mail {
-    /// Whether a server can take this message.
+    /// Whether a server can take this message for all its recipients.
     pub(super) fn fits(&self, capabilities: &Capabilities) -> Result<(), Unfit> {
-        let unfit = |reply: &str| Err(Unfit { reply: reply.to_owned() });
-        if self.addresses().any(|a| a.chars().any(char::is_control)) {
-            return unfit("553 5.1.3 control character in an address");
-        }
+        let clean = |a: &str| !a.chars().any(char::is_control);
+        let writable = |a: &str| capabilities.smtputf8 || a.is_ascii();
+        self.all_are(&clean, "553 5.1.3 control character in an address")?;
         if !capabilities.takes_size(self.body.len() as u64) {
-            return unfit("552 5.3.4 message is larger than the relay announces to take");
+            self.all_are(
+                &|_| false,
+                "552 5.3.4 message is larger than the relay announces to take",
+            )?;
         }
-        if !capabilities.smtputf8 && !self.is_ascii() {
-            return unfit("553 5.6.7 the relay does not announce SMTPUTF8");
+        self.all_are(&writable, "553 5.6.7 the relay does not announce SMTPUTF8")
+    }
+
+    /// Whether sender and recipients pass; what the sender does not pass, nobody does.
+    fn all_are(&self, good: &dyn Fn(&str) -> bool, reply: &str) -> Result<(), Unfit> {
+        let all = !good(&self.sender);
+        let bad = self.recipients.iter().filter(|(_, r)| all || !good(r));
+        let recipients: Vec<_> = bad.map(|(number, _)| *number).collect();
+        match recipients.is_empty() {
+            true => Ok(()),
+            false => Err(Unfit { recipients, reply: reply.to_owned() }),
         }
-        Ok(())
     }
 
     /// MAIL, with the parameters that the server announces to know.

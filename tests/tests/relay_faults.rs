@@ -1,0 +1,211 @@
+//! Relays that let messages wait, take them without an answer, or refuse them, with another one idle.
+
+use std::time::Duration;
+
+use belfry_tests::instance::Instance;
+use belfry_tests::net::Client;
+use belfry_tests::relay::{Act, Relay};
+use belfry_tests::wait;
+use worker_proto::clock::Time;
+
+const TEXT: &str = "Subject: x\r\n\r\nx\r\n";
+
+fn submit(instance: &Instance, count: usize) {
+    let mut client = Client::tcp(instance.port).expect("smtpd serves");
+    for n in 0..count {
+        let to = format!("u{n}@y.example");
+        let reply = client.send("a@x.example", &[&to], TEXT).expect("smtpd answers");
+        assert_eq!(reply.code, 250, "{}", reply.text);
+    }
+    let _ = client.say("QUIT");
+}
+
+fn recipients(relay: &Relay) -> Vec<String> {
+    let mut to: Vec<_> = relay.taken().into_iter().flat_map(|t| t.recipients).collect();
+    to.sort();
+    to
+}
+
+fn all(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("u{n}@y.example")).collect()
+}
+
+fn wait_for(relay: &Relay, count: usize) {
+    wait::until("the messages", wait::LONG, || (relay.taken().len() >= count).then_some(()));
+}
+
+fn at_stage(stage: &'static str, act: Act) -> impl Fn(&str) -> Act + Send + Sync + 'static {
+    move |line| {
+        let here = match stage {
+            "" | "." => line == stage,
+            _ => line.starts_with(stage),
+        };
+        if here { act.clone() } else { Act::Usual }
+    }
+}
+
+/// Two messages are with the first relay, which says nothing; the others are sent by the second.
+fn others_do_not_wait(stage: &'static str, words: &str) {
+    let (mute, good) = (Relay::scripted(at_stage(stage, Act::Mute)), Relay::kind());
+    let mut instance = Instance::new();
+    instance
+        .parameter("relayhost", &format!("{}, {}", mute.name(), good.name()))
+        .parameter("initial_destination_concurrency", "2")
+        .parameter("relay_stall_time", "1s")
+        .start();
+    submit(&instance, 10);
+    wait_for(&good, 8);
+    let relays = instance.command("alertq").arg("relays").output().expect("alertq runs");
+    let relays = String::from_utf8_lossy(&relays.stdout).into_owned();
+    assert!(relays.contains(&format!("slow, waiting for {words}")), "{relays}");
+    assert!(mute.sessions() <= 2, "{} sessions", mute.sessions());
+    // Whatever is left ends when the relay does.
+    drop(mute);
+    instance.finish_with(&[" is slow: "], &[" is down: "]);
+}
+
+#[test]
+fn s17_a_relay_that_is_mute_at_its_greeting() {
+    others_do_not_wait("", "the greeting");
+}
+
+#[test]
+fn s17_a_relay_that_is_mute_at_mail() {
+    others_do_not_wait("MAIL", "the answer to MAIL");
+}
+
+#[test]
+fn s17_a_relay_that_is_mute_at_data() {
+    others_do_not_wait("DATA", "the answer to DATA");
+}
+
+#[test]
+fn s17_a_relay_that_is_mute_at_the_dot() {
+    others_do_not_wait(".", "the answer to the end of data");
+}
+
+/// It got a copy of every message each two minutes, and the second relay none.
+#[test]
+fn s5_a_relay_that_takes_mail_and_closes_without_an_answer() {
+    let (bad, good) = (Relay::scripted(at_stage(".", Act::Swallow)), Relay::kind());
+    let mut instance = Instance::new();
+    instance
+        .parameter("relayhost", &format!("{}, {}", bad.name(), good.name()))
+        .parameter("initial_destination_concurrency", "2")
+        .start();
+    submit(&instance, 20);
+    instance.log().wait_for(&format!("relay {} is down: ", bad.name()));
+    wait_for(&good, 14);
+    let (mut got, swallowed) = (recipients(&good), recipients(&bad));
+    got.extend(swallowed.clone());
+    got.sort();
+    got.dedup();
+    // Those that may have arrived wait; each was sent once so far.
+    wait::until("the rest", wait::LONG, || {
+        (good.taken().len() + recipients(&bad).len() >= 20).then_some(())
+    });
+    assert!(swallowed.len() <= 6, "{swallowed:?}");
+    assert!(swallowed.windows(2).all(|w| w[0] != w[1]), "{swallowed:?}");
+    instance.finish_with(&[" is down: "], &[]);
+}
+
+/// A refusal by the first relay deferred or ended the message with the second idle.
+fn second_is_asked(stage: &'static str, reply: &str, word: &str) {
+    let bad = Relay::scripted(at_stage(stage, Act::Reply(reply.to_owned())));
+    let good = Relay::kind();
+    let mut instance = Instance::new();
+    instance.parameter("relayhost", &format!("{}, {}", bad.name(), good.name())).start();
+    submit(&instance, 10);
+    wait_for(&good, 10);
+    assert_eq!(recipients(&good), all(10));
+    instance.log().wait_for_count(": removed", 10);
+    instance.log().wait_for(&format!("status={word} ({reply})"));
+    instance.finish(&[]);
+}
+
+#[test]
+fn s1_r5_a_5xx_of_the_first_relay() {
+    second_is_asked("MAIL", "550 5.7.1 not from you", "refused");
+}
+
+#[test]
+fn s1_r3_a_4xx_of_the_first_relay() {
+    second_is_asked("RCPT", "450 4.7.1 greylisted", "deferred");
+}
+
+#[test]
+fn r5_a_recipient_that_both_relays_refuse_has_bounced() {
+    let refuse = || Relay::scripted(at_stage("RCPT", Act::Reply("550 5.1.1 no".to_owned())));
+    let (a, b) = (refuse(), refuse());
+    let mut instance = Instance::new();
+    instance.parameter("relayhost", &format!("{}, {}", a.name(), b.name())).start();
+    submit(&instance, 1);
+    let line = instance.log().wait_for("status=bounced");
+    assert!(line.contains(&a.name()) && line.contains(&b.name()), "{line}");
+    instance.log().wait_for(": removed");
+    instance.finish(&[]);
+}
+
+/// 13,404 connections in five seconds.
+#[test]
+fn r1_a_relay_that_answers_ehlo_and_closes_in_one_segment() {
+    let text = "250-relay\r\n250 8BITMIME\r\n421 4.3.2 too busy";
+    let bad = Relay::scripted(at_stage("EHLO", Act::Reply(text.to_owned())));
+    let mut instance = Instance::new();
+    instance.parameter("relayhost", &bad.name()).start();
+    submit(&instance, 10);
+    instance.log().wait_for(" is down: 421 4.3.2 too busy");
+    // The rate is what is measured here.
+    let begin = Time::now();
+    wait::until("three seconds", wait::LONG, || {
+        (Time::now().since(begin) > Duration::from_secs(3)).then_some(())
+    });
+    assert!(bad.sessions() <= 8, "{} sessions", bad.sessions());
+    instance.finish(&[" is down: "]);
+}
+
+/// The relay was down for the sake of one message, which was each probe as well.
+#[test]
+fn r6_a_relay_that_wants_a_login_for_one_recipient() {
+    for reply in ["530 5.7.0 log in first", "421 4.3.2 closing"] {
+        let bad = Relay::scripted(move |line| {
+            let odd = line.starts_with("RCPT") && line.contains("<u0@");
+            if odd { Act::Reply(reply.to_owned()) } else { Act::Usual }
+        });
+        let mut instance = Instance::new();
+        instance.parameter("relayhost", &bad.name()).start();
+        submit(&instance, 10);
+        wait_for(&bad, 9);
+        assert_eq!(recipients(&bad), all(10)[1..]);
+        assert_eq!(instance.log().count(" is down: "), 0);
+        instance.finish(&[]);
+    }
+}
+
+/// A relay that takes two recipients at a time got the rest half a minute and more later.
+#[test]
+fn s7_recipients_that_were_too_many_follow_at_once() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let count = AtomicUsize::new(0);
+    let relay = Relay::scripted(move |line| match line.get(..4) {
+        Some("MAIL") => {
+            count.store(0, Ordering::SeqCst);
+            Act::Usual
+        }
+        Some("RCPT") if count.fetch_add(1, Ordering::SeqCst) >= 2 => {
+            Act::Reply("452 4.5.3 too many recipients".to_owned())
+        }
+        _ => Act::Usual,
+    });
+    let mut instance = Instance::new();
+    instance.parameter("relayhost", &relay.name()).start();
+    let mut client = Client::tcp(instance.port).unwrap();
+    let to = all(7);
+    let to: Vec<_> = to.iter().map(String::as_str).collect();
+    let reply = client.send("a@x.example", &to, TEXT).unwrap();
+    assert_eq!(reply.code, 250, "{}", reply.text);
+    instance.log().wait_for(": removed");
+    assert_eq!(recipients(&relay), all(7));
+    assert_eq!(relay.sessions(), 1);
+    instance.finish(&[]);
+}
