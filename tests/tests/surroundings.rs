@@ -190,8 +190,9 @@ fn the_end_of_a_service_kills_no_worker_of_another_one() {
     let killed = |name: &str| group.join(name).join("cgroup.kill").exists();
     assert!(killed("service-a.fifo"));
     assert!(group.join("service-a.unix").exists() && !killed("service-a.unix"));
-    instance.finish(&[]);
+    instance.stop();
     assert!(killed("service-a.unix"), "it ends with its own service");
+    instance.finish(&[]);
 }
 
 /// A service that came back while the workers of its predecessor still had their time shared their
