@@ -1,4 +1,5 @@
-//! Which foreign peers are installed: `cfg(peer_postfix)`, `cfg(peer_swaks)`, `cfg(peer_python)`.
+//! Which foreign peers are installed: `cfg(peer_postfix)`, `cfg(peer_swaks)`, `cfg(peer_python)`,
+//! `cfg(peer_prometheus)`.
 //!
 //! A test against a missing peer is ignored with the reason. With BELFRY_REQUIRE_PEERS=1 a missing
 //! peer is a failure, so that the gate cannot pass because nothing was there.
@@ -13,7 +14,7 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=src/peer.rs");
     for peer in peer::ALL {
-        let found: Vec<_> = peer.programs.iter().map(|p| peer::find(p)).collect();
+        let found = peer.find();
         if found.iter().all(Option::is_some) {
             println!("cargo::rustc-cfg=peer_{}", peer.name);
         } else {
@@ -21,7 +22,8 @@ fn main() {
             println!("cargo::rerun-if-changed=/usr/sbin");
             println!("cargo::rerun-if-changed=/usr/bin");
             if peer::required() {
-                let names = peer.programs.join(", ");
+                let module = peer.module.map(|module| format!(" with {module}"));
+                let names = peer.programs.join(", ") + &module.unwrap_or_default();
                 println!("cargo::error=peer {}: missing one of: {names}", peer.name);
             }
         }

@@ -3,6 +3,8 @@
 //! Pure: rows in, text out. The table fits a terminal and says why a service does not work and until
 //! when.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt::Write;
 
 use crate::avail::Exit;
@@ -274,23 +276,52 @@ const METRICS: &[Metric] = &[
     }),
 ];
 
-/// The OpenMetrics text.
+/// The OpenMetrics text. A series is named by the service's name, its canonical name and its type,
+/// which no two services of a table share.
 #[must_use]
 pub fn metrics(rows: &[Row]) -> String {
+    let rows = distinct(rows);
     let mut text = String::new();
     for (name, kind, help, value) in METRICS {
         let _ = writeln!(text, "# TYPE {name} {kind}\n# HELP {name} {help}");
         let suffix = if *kind == "counter" { "_total" } else { "" };
-        for row in rows {
+        for row in rows.values() {
             if let Some(value) = value(row) {
-                let (service, transport) = (quoted(&row.name), row.transport);
-                let labels = format!("service={service},type=\"{transport}\"");
+                let (service, key) = (label(&row.name), label(&row.key));
+                let labels = format!("service={service},key={key},type=\"{}\"", row.transport);
                 let _ = writeln!(text, "{name}{suffix}{{{labels}}} {value}");
             }
         }
     }
     text.push_str("# EOF\n");
     text
+}
+
+/// One row for what has the same labels: a removed service whose workers have not ended is counted
+/// with the one that came back under its name.
+fn distinct(rows: &[Row]) -> BTreeMap<(&str, &str, &str), Row> {
+    let mut rows_by_labels = BTreeMap::new();
+    for row in rows {
+        let labels = (row.key.as_str(), row.transport, row.name.as_str());
+        match rows_by_labels.entry(labels) {
+            Entry::Vacant(place) => drop(place.insert(Row { workers: Vec::new(), ..row.clone() })),
+            Entry::Occupied(mut place) => {
+                let known: &mut Row = place.get_mut();
+                let (busy, idle) = (known.busy + row.busy, known.idle + row.idle);
+                if known.state == State::Stopping {
+                    *known = Row { workers: Vec::new(), ..row.clone() };
+                }
+                (known.busy, known.idle) = (busy, idle);
+            }
+        }
+    }
+    rows_by_labels
+}
+
+/// A label's value (OpenMetrics, "escaped-string").
+fn label(text: &str) -> String {
+    let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    format!("\"{text}\"")
 }
 
 #[cfg(test)]
@@ -350,8 +381,12 @@ mod tests {
     #[test]
     fn metrics_end_with_eof_and_count_with_total() {
         let text = metrics(&[row()]);
-        assert!(text.contains("belfry_workers_spawned_total{service=\"25\",type=\"inet\"} 9\n"));
-        assert!(text.contains("belfry_service_up{service=\"25\",type=\"inet\"} 0\n"));
+        assert!(
+            text.contains(
+                "belfry_workers_spawned_total{service=\"25\",key=\"25\",type=\"inet\"} 9\n"
+            )
+        );
+        assert!(text.contains("belfry_service_up{service=\"25\",key=\"25\",type=\"inet\"} 0\n"));
         assert!(text.ends_with("# EOF\n"));
     }
 }

@@ -11,6 +11,7 @@ pub mod fuzz_properties;
 pub mod instance;
 pub mod logbook;
 pub mod net;
+pub mod open_metrics;
 pub mod peer;
 pub mod probe;
 pub mod process;

@@ -8,10 +8,9 @@ fn no_required_peer_is_missing() {
         return;
     }
     for peer in peer::ALL {
-        for program in peer.programs {
-            assert!(peer::find(program).is_some(), "{program} is missing");
-        }
+        assert!(peer.find().iter().all(Option::is_some), "{} is missing", peer.name);
     }
-    let built_with = [cfg!(peer_postfix), cfg!(peer_swaks), cfg!(peer_python)];
-    assert_eq!(built_with, [true; 3], "the tests were built before the peers were installed");
+    let built_with =
+        [cfg!(peer_postfix), cfg!(peer_swaks), cfg!(peer_python), cfg!(peer_prometheus)];
+    assert_eq!(built_with, [true; 4], "the tests were built before the peers were installed");
 }
