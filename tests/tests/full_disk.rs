@@ -81,8 +81,10 @@ fn q9_below_queue_minfree_nothing_is_taken() {
         .parameter("queue_minfree", "1000000000000000000");
     instance.start();
     assert_eq!(submit(&instance, "b@y.example"), 452);
+    assert_eq!(submit(&instance, "b@y.example"), 452);
     assert_eq!(relay.taken(), []);
-    instance.finish(&[]);
+    assert_eq!(instance.log().count("insufficient disk space"), 1, "told once");
+    instance.finish(&["insufficient disk space"]);
 }
 
 #[test]
@@ -178,7 +180,7 @@ fn drop_files_wait_without_work_while_the_disk_is_full() {
     let relay = Relay::kind();
     let mut instance = Instance::new();
     instance.parameter("relayhost", &relay.name()).parameter("queue_minfree", "4000000");
-    let Some(small) = Small::mount(&instance, "queue", 0o700, "8m") else {
+    let Some(small) = Small::mount(&instance, "queue", 0o700, "16m") else {
         return instance.finish(&[]);
     };
     instance.write();
@@ -188,7 +190,7 @@ fn drop_files_wait_without_work_while_the_disk_is_full() {
     }
     // The store itself needs some room.
     let filler = small.at.join("filler");
-    File::options().write(true).open(&filler).unwrap().set_len(6_000_000).unwrap();
+    File::options().write(true).open(&filler).unwrap().set_len(14_000_000).unwrap();
     instance.start();
     instance.log().wait_for("messages stay in maildrop, retrying in 1s: the disk is full");
     let qmgr = instance.workers("qmgr").first().expect("it runs").pid;

@@ -17,6 +17,11 @@ pub(super) struct Care {
     /// The store cannot be used; it is opened again then, after ever longer pauses.
     reopen: Option<(Time, Duration)>,
     salvage: Time,
+    /// What was salvaged cannot be stored, and it was told.
+    salvage_waits: bool,
+    /// When the next damaged store may be put aside, and the pause after that: a disk that spoils
+    /// every file must not be filled with them.
+    aside: Option<(Time, Duration)>,
     shrink: Time,
     /// There is more to give back to the file system.
     shrinking: bool,
@@ -35,6 +40,8 @@ const LATER: Duration = Duration::from_secs(10);
 const SHRINK_PAUSE: Duration = Duration::from_millis(50);
 /// How often free space is looked at while mail is refused.
 const ROOM_PAUSE: Duration = Duration::from_secs(5);
+/// After so long without damage it is no series.
+const CALM: Duration = Duration::from_secs(600);
 
 impl Care {
     /// Whether the store can be used.
@@ -52,7 +59,8 @@ impl Manager {
             return Some(Time::ZERO);
         }
         let salvage = self.store.is_salvaging().then_some(self.care.salvage);
-        let shrink = self.care.shrinking.then_some(self.care.shrink);
+        let is_idle = self.queue.in_flight() == 0;
+        let shrink = Some(self.care.shrink).filter(|_| self.care.shrinking && is_idle);
         [salvage, shrink, self.care.full].into_iter().flatten().min()
     }
 
@@ -81,6 +89,16 @@ impl Manager {
     pub(super) fn tend_store(&mut self, now: Time) {
         self.follow_wall_clock(now);
         let damaged = self.store.is_damaged();
+        if damaged
+            && self.care.is_open()
+            && let Some((at, pause)) = self.care.aside.filter(|(at, _)| now < *at)
+        {
+            log::error!(
+                "queue database damaged again; no mail is accepted or sent for {}s",
+                pause.as_secs()
+            );
+            self.care.reopen = Some((at, pause));
+        }
         let (at, pause) = self.care.reopen.unwrap_or((now, LEAST_PAUSE));
         if (damaged || !self.care.is_open()) && now >= at {
             self.reopen_store(now, pause);
@@ -99,6 +117,8 @@ impl Manager {
             }
         }
         let is_idle = self.offered.is_empty() && self.queue.in_flight() == 0;
+        // What ends leaves free pages behind.
+        self.care.shrinking |= !is_idle;
         if is_idle && now >= self.care.shrink {
             // What fails here fails where it matters.
             self.care.shrinking = self.store.shrink().unwrap_or(false);
@@ -111,6 +131,10 @@ impl Manager {
             Ok(told) => {
                 if let Some(text) = told {
                     log::error!("{text}");
+                    let (_, pause) =
+                        self.care.aside.filter(|(at, _)| now.since(*at) < CALM).unwrap_or_default();
+                    let pause = (pause * 2).clamp(LEAST_PAUSE, MOST_PAUSE);
+                    self.care.aside = Some((now + pause, pause));
                     // They come back as they are found, but for those that are being delivered.
                     self.queue.forget_waiting();
                 }
@@ -132,13 +156,16 @@ impl Manager {
         match self.store.salvage() {
             Ok(Salvaged::Nothing) => {}
             Ok(Salvaged::Queued(messages)) => {
+                self.care.salvage_waits = false;
                 // One that is being delivered is known already.
                 messages.iter().for_each(|m| self.take_in(now, m));
             }
             Ok(Salvaged::Finished(_, line)) => log::warn!("{line}"),
             Err(StoreError::Damaged(_)) => {}
             Err(e) => {
-                log::warn!("take over messages from a damaged queue database: {e}; retrying");
+                if !std::mem::replace(&mut self.care.salvage_waits, true) {
+                    log::warn!("take over messages from a damaged queue database: {e}; retrying");
+                }
                 self.care.salvage = now + LATER;
             }
         }

@@ -90,7 +90,8 @@ pub(super) fn put_aside(path: &Path, kind: &str) -> io::Result<PathBuf> {
     };
     let n = (1..).find(|n| !taken(*n)).unwrap_or(0);
     let aside = path.with_extension(format!("db.{kind}-{n}"));
-    for suffix in ["-wal", "-shm", "-journal", ""] {
+    // The WAL last: without it the database would look whole, and be old.
+    for suffix in ["", "-shm", "-journal", "-wal"] {
         match fs::rename(with(path, suffix), with(&aside, suffix)) {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
             _ => {}

@@ -404,32 +404,23 @@ fn read_wal(file: &File) -> Wal {
     let mut frame = vec![0; FRAME];
     // Frames since the last commit, which count only when another one comes.
     let mut open = HashMap::new();
-    let (mut broken, mut ended, mut at) = (false, false, WAL_HEADER);
+    let (mut broken, mut at) = (false, WAL_HEADER);
     while at + FRAME as u64 <= length && file.read_exact_at(&mut frame, at).is_ok() {
         let stored = (be32(&frame, 16), be32(&frame, 20));
-        let is_ours = frame[8..16] == salt;
-        let good = is_ours
+        let is_good = frame[8..16] == salt
             && checksum(big, checksum(big, sum, &frame[..8]), &frame[24..]) == stored
             && be32(&frame, 0) > 0;
-        if good {
+        if is_good {
             open.insert(be32(&frame, 0), at + 24);
             if be32(&frame, 4) > 0 {
                 wal.newer.extend(open.drain());
                 wal.size = be32(&frame, 4);
                 wal.damaged |= broken;
             }
-        } else if is_ours {
-            // Torn, unless a commit says that it was whole once.
-            broken = true;
-            wal.damaged |= be32(&frame, 4) > 0;
-        } else {
-            // The frames of an earlier round have a salt that is a little smaller.
-            let behind = be32(&salt, 0).wrapping_sub(be32(&frame, 8));
-            let earlier = (1..1 << 24).contains(&behind) || frame[..24] == [0; 24];
-            ended |= earlier;
-            broken = true;
-            wal.damaged |= !earlier && !ended;
         }
+        // The end of the WAL, of this round or for want of time when the process was killed; unless
+        // a commit comes behind it. Damage to the last frame looks the same.
+        broken |= !is_good;
         sum = stored;
         at += FRAME as u64;
     }

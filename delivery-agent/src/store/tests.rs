@@ -187,3 +187,89 @@ fn a_look_at_the_store_changes_nothing_and_follows_no_link() {
     assert!(Store::look(none.path()).is_err());
     assert_eq!(snapshot(none.path()), [], "looking must not make a store");
 }
+
+/// What followed an automatic rollback was on disk at once, while its client was told that it was not
+/// queued.
+#[test]
+fn a_submission_after_an_automatic_rollback_is_refused_and_not_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    store.accept(&submission(), 1).unwrap();
+    // As SQLite does by itself, in an operation that tells nobody.
+    store.db().unwrap().execute_batch("ROLLBACK").unwrap();
+    assert!(store.accept(&submission(), 2).is_err());
+    assert!(store.accept(&submission(), 3).is_err());
+    assert!(store.commit().is_err());
+    let Accepted { no, .. } = store.accept(&submission(), 4).unwrap();
+    store.commit().unwrap();
+    drop(store);
+    let queued = open(dir.path()).queued(MessageNo(0), 9).unwrap();
+    assert_eq!(queued.iter().map(|m| m.no).collect::<Vec<_>>(), [no]);
+}
+
+/// A clock that was ahead has left times in the future: they are put right, and what has ended is
+/// forgotten in the end.
+#[test]
+fn times_of_a_wrong_clock_are_put_right() {
+    const YEAR: u64 = 365 * 86400;
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    let [waiting, ended] = [0, 1].map(|_| store.accept(&submission(), 2 * YEAR).unwrap().no);
+    store.defer(waiting, 1, 2 * YEAR + 60, "451 later", false).unwrap();
+    let marks: Vec<_> = [0, 1].map(|n| (n, RecipientState::Delivered, "250 ok".to_owned())).into();
+    assert!(store.mark(ended, &marks, 2 * YEAR).unwrap());
+    store.commit().unwrap();
+    // A year is behind us.
+    store.clamp_times(YEAR, 1800).unwrap();
+    store.commit().unwrap();
+    let m = store.by_no(waiting).unwrap().unwrap();
+    assert_eq!((m.arrived, m.next_try), (YEAR, YEAR + 1800));
+    assert_eq!(store.by_no(ended).unwrap().unwrap().done, YEAR);
+    assert_eq!(store.forget_ended(YEAR + 1).unwrap(), 1);
+    // And forward again: what this process has stored moves along.
+    store.move_times(MessageNo(0), i64::try_from(YEAR).unwrap()).unwrap();
+    store.commit().unwrap();
+    let m = store.by_no(waiting).unwrap().unwrap();
+    assert_eq!((m.arrived, m.next_try), (2 * YEAR, 2 * YEAR + 1800));
+}
+
+/// A store of the first version goes on, with what is in it, and can shrink from then on.
+#[test]
+fn a_store_of_the_first_version_is_taken_over_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = Connection::open(dir.path().join(NAME)).unwrap();
+    db.execute_batch(
+        "PRAGMA journal_mode=WAL;
+        CREATE TABLE message(
+            no INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, arrived INTEGER NOT NULL,
+            sender TEXT NOT NULL, size INTEGER NOT NULL, origin TEXT NOT NULL, lane INTEGER NOT NULL,
+            attempts INTEGER NOT NULL DEFAULT 0, next_try INTEGER NOT NULL,
+            why TEXT NOT NULL DEFAULT '', held INTEGER NOT NULL DEFAULT 0,
+            done INTEGER NOT NULL DEFAULT 0, token TEXT);
+        CREATE UNIQUE INDEX message_token ON message(token);
+        CREATE INDEX message_done ON message(done);
+        CREATE TABLE recipient(
+            message INTEGER NOT NULL REFERENCES message(no) ON DELETE CASCADE,
+            position INTEGER NOT NULL, address TEXT NOT NULL, state INTEGER NOT NULL DEFAULT 0,
+            reply TEXT NOT NULL DEFAULT '', PRIMARY KEY(message, position)) WITHOUT ROWID;
+        CREATE TABLE body(
+            message INTEGER PRIMARY KEY REFERENCES message(no) ON DELETE CASCADE, bytes BLOB NOT NULL);
+        INSERT INTO message(id, arrived, sender, size, origin, lane, next_try)
+            VALUES('X1', 5, 'a@x', 3, 'uid 0', 1, 5);
+        INSERT INTO recipient(message, position, address) VALUES(1, 0, 'b@y');
+        INSERT INTO body VALUES(1, x'616263');
+        PRAGMA user_version=1;",
+    )
+    .unwrap();
+    drop(db);
+    let mut store = open(dir.path());
+    let m = store.by_id("X1").unwrap().unwrap();
+    assert_eq!(store.body(m.no).unwrap().unwrap(), b"abc");
+    assert_eq!(store.recipients(m.no).unwrap()[0].address, "b@y");
+    store.accept(&submission(), 6).unwrap();
+    store.commit().unwrap();
+    let vacuum = |row: &Row<'_>| row.get::<_, i64>(0);
+    assert_eq!(store.db().unwrap().query_row("PRAGMA auto_vacuum", [], vacuum), Ok(2));
+    drop(store);
+    assert_eq!(open(dir.path()).queued(MessageNo(0), 9).unwrap().len(), 2);
+}
