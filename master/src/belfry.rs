@@ -51,7 +51,8 @@ pub const COMMANDS: &[(&str, &str)] = &[
     (
         "reload",
         "Read main.cf and master.cf again. With errors nothing changes, they are printed, and the exit \
-      status is 1. With `--changed` only the workers of services that have changed are renewed.",
+      status is 1. With `--changed` only the workers of services that have changed are renewed. A \
+      master.cf without services is refused, unless `--allow-empty` is given.",
     ),
     (
         "upgrade",
@@ -76,6 +77,9 @@ pub const COMMANDS: &[(&str, &str)] = &[
     ),
     ("diff", "Say what a reload would change."),
 ];
+
+/// What may follow `reload`.
+const RELOAD_OPTIONS: [&str; 2] = ["--changed", "--allow-empty"];
 
 /// What the command line asks for.
 struct Request {
@@ -146,7 +150,9 @@ fn run(request: &Request) -> Outcome {
         ("start-fg", []) => start(request, true),
         ("stop", words) => stop(request, &to_be_ended(request, words)?),
         ("abort", words) => abort(request, &to_be_ended(request, words)?),
-        ("reload", [] | ["--changed"]) => reload(request, &words),
+        ("reload", words) if words.iter().all(|w| RELOAD_OPTIONS.contains(w)) => {
+            reload(request, words)
+        }
         ("upgrade", []) => upgrade(request),
         ("status", _) => status(request, &words),
         ("metrics", []) => relay(request, "metrics"),

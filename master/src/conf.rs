@@ -11,7 +11,7 @@ use crate::service::{Key, ServiceDef};
 #[derive(Debug, Clone)]
 pub struct Configured {
     /// Its line in master.cf.
-    pub def: ServiceDef,
+    pub def: Rc<ServiceDef>,
     /// Its policy.
     pub rules: Rc<Rules>,
     /// What its processes may use.
@@ -45,10 +45,23 @@ pub fn changes(old: &HashMap<Key, &Configured>, new: &[Configured]) -> Changes {
     changes
 }
 
-/// A line that only moved is the same.
 fn differs(old: &Configured, new: &Configured) -> bool {
-    let moved = ServiceDef { line: new.def.line, ..old.def.clone() };
-    moved != new.def || old.rules != new.rules || old.limits != new.limits
+    !same_line(&old.def, &new.def)
+        || !(Rc::ptr_eq(&old.rules, &new.rules) || old.rules == new.rules)
+        || old.limits != new.limits
+}
+
+/// Whether two definitions are the same. A line that only moved is.
+#[must_use]
+pub fn same_line(old: &Rc<ServiceDef>, new: &Rc<ServiceDef>) -> bool {
+    Rc::ptr_eq(old, new) || is_same(old, new)
+}
+
+/// The same for one that is not shared.
+#[must_use]
+pub fn is_same(old: &ServiceDef, new: &ServiceDef) -> bool {
+    let moved = ServiceDef { line: new.line, ..old.clone() };
+    moved == *new
 }
 
 #[cfg(test)]
@@ -62,9 +75,9 @@ mod tests {
     fn configured(name: &str, line: usize) -> Configured {
         let second = Duration::from_secs(1);
         let rules = Rules {
-            ext_name: name.to_owned(),
-            name: name.to_owned(),
-            path: "/x".to_owned(),
+            ext_name: name.into(),
+            name: name.into(),
+            path: "/x".into(),
             max_proc: Some(1),
             stressable: false,
             throttle: ThrottleRule { first: second, most: second },
@@ -73,11 +86,11 @@ mod tests {
             kill_time: second,
             compat: false,
         };
-        Configured { def: def(name, line), rules: rules.into(), limits: vec![] }
+        Configured { def: def(name, line).into(), rules: rules.into(), limits: vec![] }
     }
 
     fn def(name: &str, line: usize) -> ServiceDef {
-        let name = format!("private/{name}");
+        let name: Rc<str> = format!("private/{name}").into();
         ServiceDef {
             key: Key { transport: Transport::Unix, name: name.clone() },
             ext_name: name.clone(),
@@ -86,7 +99,7 @@ mod tests {
             chroot: false,
             wakeup: None,
             max_proc: Some(1),
-            command: "x".to_owned(),
+            command: "x".into(),
             args: vec![],
             endpoints: vec![Endpoint::Path(name)],
             line,
@@ -98,7 +111,7 @@ mod tests {
         let old = ["a", "b", "c", "e"].map(|n| configured(n, 1));
         let old = old.iter().map(|c| (c.def.key.clone(), c)).collect();
         let mut b = configured("b", 1);
-        b.def.max_proc = None;
+        Rc::make_mut(&mut b.def).max_proc = None;
         let mut e = configured("e", 1);
         Rc::make_mut(&mut e.rules).min_spare = 1;
         let got = changes(&old, &[configured("d", 1), configured("a", 9), b, e]);

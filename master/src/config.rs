@@ -3,9 +3,11 @@
 //! What the master runs is read here, at the start, at a reload and by `belfry check`: the same code
 //! stopped at different points. Reading changes nothing, and tells every error there is.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use worker_proto::diagnostic::{Complaints, Diagnostic, Fault, Severity};
 use worker_proto::files;
@@ -13,12 +15,12 @@ use worker_proto::main_cf::MainCf;
 use worker_proto::params::CommonParams;
 
 use crate::avail::{Rules, ThrottleRule};
-use crate::conf::Configured;
+use crate::conf::{self, Configured};
 use crate::limits;
 use crate::names::Names;
 use crate::owner::Owner;
 use crate::params::MasterParams;
-use crate::service::ServiceDef;
+use crate::service::{Key, ServiceDef};
 use crate::table::{self, Context, Disabled};
 
 /// A whole configuration.
@@ -115,6 +117,20 @@ impl fmt::Display for Problems {
 /// # Errors
 /// Everything that is wrong with the files.
 pub fn read(directory: &Path, table: Option<&Path>, names: &Names) -> Result<Config, Problems> {
+    read_beside(directory, table, names, &|_| None)
+}
+
+/// The same beside a running configuration: `running` gives what it has for a key. What is the same
+/// is shared with it, a line at a time, so that two tables are never in memory together.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_beside(
+    directory: &Path,
+    table: Option<&Path>,
+    names: &Names,
+    running: &dyn Fn(&Key) -> Option<Configured>,
+) -> Result<Config, Problems> {
     let main_cf_text = MainCf::text(directory)?;
     let (mut main_cf, diagnostics) = MainCf::of(directory, &main_cf_text);
     let mut found = Found::default();
@@ -139,7 +155,11 @@ pub fn read(directory: &Path, table: Option<&Path>, names: &Names) -> Result<Con
     if names.protocols() == (false, false) {
         disabled.insert(0, "inet".to_owned());
     }
-    let (defs, complaints) = table::parse(
+    let share = |def: ServiceDef| match running(&def.key) {
+        Some(old) if conf::is_same(&old.def, &def) => old.def,
+        _ => Rc::new(def),
+    };
+    let (defs, complaints) = table::parse_shared(
         &text,
         &Context {
             file: &path.display().to_string(),
@@ -150,12 +170,20 @@ pub fn read(directory: &Path, table: Option<&Path>, names: &Names) -> Result<Con
             resolver: names,
             compat: master.postfix_compat(),
         },
+        &share,
     );
+    let mut paths = HashMap::new();
     found.complaints.extend(complaints);
     let services = defs.into_iter().filter_map(|def| {
-        let rules = found.keep(rules(&main_cf, &master, &common, &def))?;
+        let path = paths.entry(def.command.clone()).or_insert_with(|| {
+            let path = common.daemon_directory.join(&*def.command);
+            path.display().to_string().into()
+        });
+        let rules = found.keep(rules(&main_cf, &master, &common, &def, path))?;
         let limits = found.keep(limits::read(&main_cf, &def.ext_name))?;
-        Some(Configured { def, rules: rules.into(), limits })
+        let same = running(&def.key).filter(|old| *old.rules == rules);
+        let rules = same.map_or_else(|| rules.into(), |old| old.rules);
+        Some(Configured { def, rules, limits })
     });
     let services = services.collect();
     let problems = found.problems();
@@ -202,6 +230,7 @@ fn rules(
     master: &MasterParams,
     common: &CommonParams,
     def: &ServiceDef,
+    path: &Rc<str>,
 ) -> Result<Rules, Vec<Diagnostic>> {
     let prefix = limits::parameter_prefix(&def.ext_name);
     let mut errors = Vec::new();
@@ -231,7 +260,7 @@ fn rules(
     let rules = Rules {
         ext_name: def.ext_name.clone(),
         name: def.key.name.clone(),
-        path: common.daemon_directory.join(&def.command).display().to_string(),
+        path: Rc::clone(path),
         max_proc: def.max_proc,
         stressable: def.stressable(),
         throttle: ThrottleRule { first, most },

@@ -44,6 +44,7 @@ pub fn main(words: &[OsString]) -> ExitCode {
         Some(resume::CHECK_OPTION) => return resume::check(),
         _ => {}
     }
+    sys::keep_memory_small();
     let name = words.first().map(PathBuf::from).unwrap_or_default();
     let name =
         name.file_name().map_or_else(|| "master".into(), |n| n.to_string_lossy().into_owned());
@@ -207,6 +208,8 @@ fn go_on(
 
 /// Serves to the end. The locks last until the master is gone.
 fn serve(mut master: Master, options: &Options) -> ExitCode {
+    // What the table took while it was read.
+    sys::return_memory();
     let end = master.run();
     let (subreaper, patience) = (master.params().subreaper, master.stop_kill_time());
     drop(master);

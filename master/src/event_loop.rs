@@ -311,7 +311,7 @@ impl Master {
         for signal in self.signals.take() {
             match signal {
                 SIGCHLD => self.reap(),
-                SIGHUP => self.ask(now, Task::Reload { changed: false }, None),
+                SIGHUP => self.ask(now, Task::Reload { changed: false, allow_empty: false }, None),
                 deadly => self.end(now, deadly),
             }
         }

@@ -18,6 +18,9 @@ pub enum Task {
     Reload {
         /// Renew the workers of changed services alone.
         changed: bool,
+        /// Also when no service is left.
+        #[serde(default)]
+        allow_empty: bool,
     },
     /// Read the configuration again and say what would change.
     Diff,
@@ -50,10 +53,11 @@ impl Jobs {
     /// Puts a job where it belongs among those that wait.
     pub fn put(&mut self, job: Job) {
         let Job { task, clients } = job;
-        if let Task::Reload { changed } = task {
+        if let Task::Reload { changed, allow_empty } = task {
             for waiting in &mut self.waiting {
-                if let Task::Reload { changed: other } = &mut waiting.task {
+                if let Task::Reload { changed: other, allow_empty: also } = &mut waiting.task {
                     *other = *other && changed;
+                    *also = *also || allow_empty;
                     return waiting.clients.extend(clients);
                 }
             }
@@ -106,8 +110,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const FULL: Task = Task::Reload { changed: false };
-    const CHANGED: Task = Task::Reload { changed: true };
+    const FULL: Task = Task::Reload { changed: false, allow_empty: false };
+    const CHANGED: Task = Task::Reload { changed: true, allow_empty: false };
 
     fn upgrade() -> Task {
         Task::Upgrade(String::new())

@@ -161,7 +161,7 @@ impl Listener {
             && self.file.is_some()
             && self.file == file(&self.endpoint)
         {
-            let _ = fs::remove_file(path);
+            let _ = fs::remove_file(&**path);
         }
     }
 }
@@ -177,7 +177,7 @@ fn file(endpoint: &Endpoint) -> Option<(u64, u64)> {
     let Endpoint::Path(path) = endpoint else {
         return None;
     };
-    fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
+    fs::symlink_metadata(&**path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 /// Binds a TCP address where sockets of ours may be in the way, but no other program's. Both sides

@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::rc::Rc;
 
 use worker_proto::clock::Time;
 
@@ -123,34 +124,34 @@ notices! {
     Fatal CannotStart { reason: String = "open lock file pid/master.pid: unable to set exclusive lock: Resource temporarily unavailable" }
         => "{reason}";
     /// A worker ended with a status other than 0; its own lines above say why.
-    Warning ExitStatus { path: String = "/usr/libexec/belfry/smtpd", pid: i32 = 77, status: i32 = 1 }
+    Warning ExitStatus { path: Rc<str> = "/usr/libexec/belfry/smtpd", pid: i32 = 77, status: i32 = 1 }
         => "process {path} pid {pid} exit status {status}";
     /// A worker was ended by a signal.
-    Warning KilledBySignal { path: String = "/usr/libexec/belfry/smtpd", pid: i32 = 77, signal: i32 = 9 }
+    Warning KilledBySignal { path: Rc<str> = "/usr/libexec/belfry/smtpd", pid: i32 = 77, signal: i32 = 9 }
         => "process {path} pid {pid} killed by signal {signal}";
     /// A worker ended badly before it served a client. The service pauses, longer each time.
     /// `belfry status` shows until when; `belfry reset NAME` ends the pause.
-    Warning BadStartup { path: String = "/usr/libexec/belfry/smtpd" }
+    Warning BadStartup { path: Rc<str> = "/usr/libexec/belfry/smtpd" }
         => "{path}: bad command startup -- throttling";
     /// A worker ended at once, without an error and without a word. The service pauses as after a
     /// failure, since the waiting client would start the next one at once.
-    Warning NoWork { path: String = "/usr/libexec/belfry/smtpd" }
+    Warning NoWork { path: Rc<str> = "/usr/libexec/belfry/smtpd" }
         => "{path}: ended without work -- throttling";
     /// A program could not be executed.
-    Warning ExecFailed { path: String = "/usr/libexec/belfry/smtpd", reason: String = "No such file or directory" }
+    Warning ExecFailed { path: Rc<str> = "/usr/libexec/belfry/smtpd", reason: String = "No such file or directory" }
         => "master_spawn: exec {path}: {reason}";
     /// The system has no room for another process.
     Warning ForkFailed { reason: String = "Resource temporarily unavailable" }
         => "master_spawn: fork: {reason} -- throttling";
     /// A pause is over.
-    Debug DebugThrottleReleased { path: String = "/usr/libexec/belfry/smtpd" }
+    Debug DebugThrottleReleased { path: Rc<str> = "/usr/libexec/belfry/smtpd" }
         => "throttle released for command {path}";
     /// All workers that a service may have are busy. At most once in 1000 seconds for a service.
-    Warning ProcessLimit { ext_name: String = "smtp", name: String = "25", limit: u32 = 100_u32 }
+    Warning ProcessLimit { ext_name: Rc<str> = "smtp", name: Rc<str> = "25", limit: u32 = 100_u32 }
         => "service \"{ext_name}\" ({name}) has reached its process limit \"{limit}\": new clients may experience noticeable delays";
     /// The same for a service that only this host reaches, in one line. It is as it should be when the
     /// limit is what was meant to bound the work, as with the delivery service.
-    Info LocalLimit { ext_name: String = "delivery", name: String = "private/delivery", limit: u32 = 20_u32 }
+    Info LocalLimit { ext_name: Rc<str> = "delivery", name: Rc<str> = "private/delivery", limit: u32 = 20_u32 }
         => "service \"{ext_name}\" ({name}) uses all of its process limit \"{limit}\"";
     /// What to do about it.
     Warning ProcessLimitAdvice
@@ -159,7 +160,7 @@ notices! {
     Warning ProcessLimitStress
         => "see master(8), \"Stress\", for configuration that adapts to stress";
     /// A worker wrote something else than a status record.
-    Warning PartialStatus { ext_name: String = "smtp", name: String = "25", pid: i32 = 77, size: usize = 5_usize }
+    Warning PartialStatus { ext_name: Rc<str> = "smtp", name: Rc<str> = "25", pid: i32 = 77, size: usize = 5_usize }
         => "service {ext_name}({name}): child (pid {pid}) sent partial status update ({size} bytes)";
     /// A worker wrote another worker's process id or generation. It is ignored.
     Info ForeignStatus { pid: i32 = 77, generation: String = "11" }
@@ -171,16 +172,16 @@ notices! {
     Debug DebugUnknownChild { pid: i32 = 77 }
         => "process pid {pid} is not ours";
     /// A service could not be woken by its timer. It is tried again in the next period.
-    Warning WakeupFailed { ext_name: String = "qmgr", name: String = "private/qmgr", reason: String = "Connection refused" }
+    Warning WakeupFailed { ext_name: Rc<str> = "qmgr", name: Rc<str> = "private/qmgr", reason: String = "Connection refused" }
         => "master_wakeup_timer_event: service {ext_name}({name}): {reason}";
     /// A service has no socket. The others run; it is tried again, and `belfry status` shows when.
-    Error BindFailed { ext_name: String = "smtp", name: String = "25", reason: String = "bind 127.0.0.1 port 25: Address already in use" }
+    Error BindFailed { ext_name: Rc<str> = "smtp", name: Rc<str> = "25", reason: String = "bind 127.0.0.1 port 25: Address already in use" }
         => "service {ext_name}({name}): {reason} -- retrying";
     /// The service of the line before has its socket now.
-    Info BindRecovered { ext_name: String = "smtp", name: String = "25" }
+    Info BindRecovered { ext_name: Rc<str> = "smtp", name: Rc<str> = "25" }
         => "service {ext_name}({name}): listening";
     /// A change that takes effect only with a new start.
-    Warning IgnoredChange { name: String = "queue_directory", old: String = "/a", new: String = "/b" }
+    Warning IgnoredChange { name: Rc<str> = "queue_directory", old: String = "/a", new: String = "/b" }
         => "ignoring {name} parameter value change: \"{old}\" stays, \"{new}\" needs a stop and a start";
     /// More lines of one kind about one service than are logged; the first of those that were left out
     /// is shown.

@@ -97,7 +97,7 @@ fn place(fd: &OwnedFd, config: &Config) -> Option<(Endpoint, Option<(u64, u64)>)
         let named = fstatat(AT_FDCWD, path, AtFlags::AT_SYMLINK_NOFOLLOW).ok()?;
         let same = (file.st_dev, file.st_ino) == (named.st_dev, named.st_ino);
         let ours = maker == owner.as_raw() && same && (takes_clients || datagrams);
-        return ours.then(|| (Endpoint::Path(path.to_owned()), Some((named.st_dev, named.st_ino))));
+        return ours.then(|| (Endpoint::Path(path.into()), Some((named.st_dev, named.st_ino))));
     }
     let address = match (name.as_sockaddr_in(), name.as_sockaddr_in6()) {
         (Some(v4), _) => SocketAddr::from((v4.ip(), v4.port())),

@@ -29,9 +29,9 @@ pub struct Plan {
 /// Plans a service's command line (F01, the order is fixed) for workers with so many listen sockets.
 #[must_use]
 pub fn plan(def: &ServiceDef, sockets: usize, daemon_directory: &Path, flags: Flags) -> Plan {
-    let path = daemon_directory.join(&def.command);
+    let path = daemon_directory.join(&*def.command);
     let base = def.command.rsplit('/').next().unwrap_or(&def.command);
-    let mut args = vec![def.command.clone()];
+    let mut args = vec![def.command.to_string()];
     let mut stress = None;
     let mut push = |words: &[&str]| args.extend(words.iter().map(|&w| w.to_owned()));
     match def.max_proc {
@@ -39,7 +39,7 @@ pub fn plan(def: &ServiceDef, sockets: usize, daemon_directory: &Path, flags: Fl
         None => push(&["-z"]),
         Some(_) => {}
     }
-    if base != def.ext_name {
+    if base != &*def.ext_name {
         push(&["-n", &def.ext_name]);
     }
     push(&["-t", def.key.transport.name()]);
@@ -110,14 +110,14 @@ mod tests {
 
     fn def() -> ServiceDef {
         ServiceDef {
-            key: Key { transport: Transport::Inet, name: "2525".to_owned() },
-            ext_name: "2525".to_owned(),
+            key: Key { transport: Transport::Inet, name: "2525".into() },
+            ext_name: "2525".into(),
             private: false,
             unprivileged: true,
             chroot: true,
             wakeup: None,
             max_proc: Some(100),
-            command: "smtpd".to_owned(),
+            command: "smtpd".into(),
             args: vec!["-o".to_owned(), "x = y  z".to_owned()],
             endpoints: ["0.0.0.0:2525", "[::]:2525"]
                 .map(|a| Endpoint::Inet(a.parse().unwrap()))
@@ -141,13 +141,13 @@ mod tests {
         );
         assert_eq!(plan(&def(), 2, Path::new("/d"), flags).stress, Some(10));
         let single = ServiceDef {
-            key: Key { transport: Transport::Unix, name: "private/qmgr".to_owned() },
-            ext_name: "qmgr".to_owned(),
-            command: "sub/qmgr".to_owned(),
+            key: Key { transport: Transport::Unix, name: "private/qmgr".into() },
+            ext_name: "qmgr".into(),
+            command: "sub/qmgr".into(),
             max_proc: Some(1),
             chroot: false,
             args: vec![],
-            endpoints: vec![Endpoint::Path("private/qmgr".to_owned())],
+            endpoints: vec![Endpoint::Path("private/qmgr".into())],
             ..def()
         };
         assert_eq!(words(&single, Flags::default()), "sub/qmgr|-l|-t|unix|-u");
@@ -159,8 +159,8 @@ mod tests {
     #[test]
     fn f02_public_services_with_a_limit_above_one_are_told_of_stress() {
         let pass = ServiceDef {
-            key: Key { transport: Transport::Pass, name: "private/smtpd".to_owned() },
-            endpoints: vec![Endpoint::Path("private/smtpd".to_owned())],
+            key: Key { transport: Transport::Pass, name: "private/smtpd".into() },
+            endpoints: vec![Endpoint::Path("private/smtpd".into())],
             ..def()
         };
         assert!(plan(&pass, 1, Path::new("/d"), Flags::default()).stress.is_some());

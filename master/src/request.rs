@@ -19,6 +19,8 @@ pub enum Request {
     Reload {
         /// Renew the workers of changed services alone.
         changed: bool,
+        /// Also when no service is left.
+        allow_empty: bool,
     },
     /// Forget the failures of a service.
     Reset(String),
@@ -54,8 +56,12 @@ impl Request {
             ["metrics"] => Some(Self::Metrics),
             ["metrics-feed"] => Some(Self::MetricsFeed),
             ["pid"] => Some(Self::Pid),
-            ["reload"] => Some(Self::Reload { changed: false }),
-            ["reload", "--changed"] => Some(Self::Reload { changed: true }),
+            ["reload", options @ ..] => {
+                let known = |word: &&str| ["--changed", "--allow-empty"].contains(word);
+                let has = |word| options.contains(&word);
+                let (changed, allow_empty) = (has("--changed"), has("--allow-empty"));
+                options.iter().all(known).then_some(Self::Reload { changed, allow_empty })
+            }
             ["reset", name] => Some(Self::Reset((*name).to_owned())),
             ["status"] => status(None, false),
             ["status", "--json"] => status(None, true),
@@ -79,8 +85,10 @@ impl fmt::Display for Request {
             Self::Metrics => f.write_str("metrics"),
             Self::MetricsFeed => f.write_str("metrics-feed"),
             Self::Pid => f.write_str("pid"),
-            Self::Reload { changed } => {
-                f.write_str(if *changed { "reload --changed" } else { "reload" })
+            Self::Reload { changed, allow_empty } => {
+                f.write_str("reload")?;
+                f.write_str(if *changed { " --changed" } else { "" })?;
+                f.write_str(if *allow_empty { " --allow-empty" } else { "" })
             }
             Self::Reset(name) => write!(f, "reset {name}"),
             Self::Status { name, json } => {
@@ -115,7 +123,8 @@ mod tests {
             ("status smtp", one(false)),
             ("status smtp --json", one(true)),
             ("status --json smtp", one(true)),
-            ("reload --changed", Some(Request::Reload { changed: true })),
+            ("reload --changed", Some(Request::Reload { changed: true, allow_empty: false })),
+            ("reload --allow-empty", Some(Request::Reload { changed: false, allow_empty: true })),
             ("upgrade", upgrade("")),
             (" upgrade  /a b/master ", upgrade("/a b/master")),
             ("upgrades", None),

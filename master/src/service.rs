@@ -1,18 +1,20 @@
 //! service - what a line of master.cf defines
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use worker_proto::abi::Transport;
 
-/// A service as its line in master.cf defines it.
+/// A service as its line in master.cf defines it. Texts are shared: a table may have thousands of
+/// lines, and the running master has them all, several times.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceDef {
     /// What tells it from every other service.
     pub key: Key,
     /// Its name as the line has it.
-    pub ext_name: String,
+    pub ext_name: Rc<str>,
     /// Its sockets are below `private/`, for the mail system alone.
     pub private: bool,
     /// Its workers drop their privileges (`-u`).
@@ -24,7 +26,7 @@ pub struct ServiceDef {
     /// The most workers at a time; None is no limit.
     pub max_proc: Option<u32>,
     /// The program, below `daemon_directory`.
-    pub command: String,
+    pub command: Rc<str>,
     /// The program's own arguments.
     pub args: Vec<String>,
     /// Where it listens, in the order of its worker's descriptors.
@@ -39,7 +41,7 @@ pub struct Key {
     /// The type column.
     pub transport: Transport,
     /// `25`, `[host]:25`, `private/name` or `public/name`.
-    pub name: String,
+    pub name: Rc<str>,
 }
 
 /// A wakeup timer (master(5), field "wakeup").
@@ -57,7 +59,7 @@ pub enum Endpoint {
     /// A TCP address.
     Inet(SocketAddr),
     /// A name in the file system, relative to the queue directory.
-    Path(String),
+    Path(Rc<str>),
 }
 
 impl Endpoint {

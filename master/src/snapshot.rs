@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Duration;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -73,7 +74,7 @@ pub struct Snapshot {
 #[expect(missing_docs, reason = "the fields of event_loop::service::Service")]
 pub struct SavedService {
     pub id: u64,
-    pub def: ServiceDef,
+    pub def: Rc<ServiceDef>,
     pub limits: Vec<Limit>,
     pub pool: Pool,
     pub alarm: Alarm,
@@ -154,7 +155,6 @@ impl Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::rc::Rc;
     use worker_proto::abi::Transport;
     use worker_proto::status::Availability;
 
@@ -167,9 +167,9 @@ mod tests {
 
     fn rules() -> Rules {
         Rules {
-            ext_name: "smtp".to_owned(),
-            name: "25".to_owned(),
-            path: "/x/smtpd".to_owned(),
+            ext_name: "smtp".into(),
+            name: "25".into(),
+            path: "/x/smtpd".into(),
             max_proc: Some(3),
             stressable: true,
             throttle: ThrottleRule { first: at(1).since_start(), most: at(60).since_start() },
@@ -182,14 +182,14 @@ mod tests {
 
     fn snapshot(pool: Pool) -> Snapshot {
         let def = ServiceDef {
-            key: Key { transport: Transport::Inet, name: "25".to_owned() },
-            ext_name: "smtp".to_owned(),
+            key: Key { transport: Transport::Inet, name: "25".into() },
+            ext_name: "smtp".into(),
             private: false,
             unprivileged: true,
             chroot: false,
             wakeup: Some(Wakeup { period: at(60).since_start(), conditional: false }),
             max_proc: Some(3),
-            command: "smtpd".to_owned(),
+            command: "smtpd".into(),
             args: vec!["-o".to_owned(), "x=y".to_owned()],
             endpoints: vec![Endpoint::Inet("127.0.0.1:25".parse().unwrap())],
             line: 4,
@@ -197,10 +197,10 @@ mod tests {
         let service = SavedService {
             id: 7,
             alarm: Alarm::new(at(3), def.wakeup),
-            def,
+            def: def.into(),
             limits: Vec::new(),
             pool,
-            listeners: vec![(Endpoint::Path("private/x".to_owned()), 600)],
+            listeners: vec![(Endpoint::Path("private/x".into()), 600)],
             files: vec![Some((1, 2))],
             workers: vec![SavedWorker {
                 id: WorkerId(0),

@@ -3,8 +3,9 @@
 //! Reads every line, whatever is wrong with those before, so that one run reports all errors of a
 //! file. Pure: names of hosts and ports are asked of a [`Resolver`]. See master(5) for the syntax.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::rc::Rc;
 use std::time::Duration;
 
 use worker_proto::abi::Transport;
@@ -43,26 +44,43 @@ pub struct Context<'a> {
 /// Reads a table. The definitions are of use only if no complaint is an error.
 #[must_use]
 pub fn parse(text: &str, context: &Context<'_>) -> (Vec<ServiceDef>, Vec<Diagnostic>) {
+    let (defs, complaints) = parse_shared(text, context, &Rc::new);
+    (defs.into_iter().map(Rc::unwrap_or_clone).collect(), complaints)
+}
+
+/// The same, with each definition as `share` gives it: one that is in memory already need not be
+/// there twice.
+#[must_use]
+pub fn parse_shared(
+    text: &str,
+    context: &Context<'_>,
+    share: &dyn Fn(ServiceDef) -> Rc<ServiceDef>,
+) -> (Vec<Rc<ServiceDef>>, Vec<Diagnostic>) {
     let mut complaints = Complaints::default();
-    let mut defs: Vec<ServiceDef> = Vec::new();
-    let mut seen: HashMap<Key, usize> = HashMap::new();
+    let mut defs: Vec<Rc<ServiceDef>> = Vec::new();
+    // Where each is among them, and its line.
+    let mut seen: HashMap<Key, (usize, usize)> = HashMap::new();
+    let mut commands = HashSet::new();
     for line in logical::lines(text) {
-        let mut reader = Line { line: &line, context, complaints: &mut complaints };
+        let (complaints, commands) = (&mut complaints, &mut commands);
+        let mut reader = Line { line: &line, context, complaints, commands };
         let Some(def) = reader.service() else {
             continue;
         };
         match seen.get(&def.key) {
-            Some(&at) => {
+            Some(&(at, earlier)) => {
                 let message = format!(
                     "duplicate master.cf entry for service \"{}\" ({}) -- using the last entry",
                     def.ext_name, def.key.name
                 );
-                let help = format!("remove this line or line {}", defs[at].line);
+                let help = format!("remove this line or line {earlier}");
                 reader.complain(0..def.ext_name.len(), message, help, true);
-                defs[at] = def;
+                defs[at] = share(def);
             }
             None => {
-                seen.insert(def.key.clone(), defs.len());
+                let line = def.line;
+                let def = share(def);
+                seen.insert(def.key.clone(), (defs.len(), line));
                 defs.push(def);
             }
         }
@@ -132,6 +150,8 @@ struct Line<'a, 'b> {
     line: &'a Logical<'a>,
     context: &'a Context<'a>,
     complaints: &'b mut Complaints,
+    /// Those of the lines before: most tables have few.
+    commands: &'b mut HashSet<Rc<str>>,
 }
 
 /// A field was wrong and the complaint is made.
@@ -194,7 +214,7 @@ impl Line<'_, '_> {
         };
         Some(ServiceDef {
             key: Key { transport, name },
-            ext_name: text[at(0)].to_owned(),
+            ext_name: text[at(0)].into(),
             private,
             unprivileged: unprivileged.ok()?,
             chroot: chroot.ok()?,
@@ -295,7 +315,7 @@ impl Line<'_, '_> {
         Ok(number)
     }
 
-    fn command(&mut self, text: &str, at: Range<usize>) -> Result<String, Bad> {
+    fn command(&mut self, text: &str, at: Range<usize>) -> Result<Rc<str>, Bad> {
         match &text[at.clone()] {
             "-" => self.no_default(at, 7),
             word if word.starts_with('/') || climbs(word) => {
@@ -303,7 +323,12 @@ impl Line<'_, '_> {
                 self.complain(at, message, "a program below daemon_directory".to_owned(), false);
                 Err(Bad)
             }
-            word => Ok(word.to_owned()),
+            word => {
+                if !self.commands.contains(word) {
+                    self.commands.insert(word.into());
+                }
+                self.commands.get(word).cloned().ok_or(Bad)
+            }
         }
     }
 
@@ -315,7 +340,7 @@ impl Line<'_, '_> {
         })
     }
 
-    fn inet(&mut self, text: &str, at: Range<usize>) -> Result<(String, Vec<Endpoint>), Bad> {
+    fn inet(&mut self, text: &str, at: Range<usize>) -> Result<(Rc<str>, Vec<Endpoint>), Bad> {
         let found = inet::read(&text[at.clone()], self.context.interfaces, self.context.resolver);
         let problem = match found {
             Ok((name, endpoints)) if endpoints.len() > MAX_LISTEN => {
@@ -325,7 +350,7 @@ impl Line<'_, '_> {
                 );
                 (message, "name fewer in inet_interfaces, or write lines with host:port for parts")
             }
-            Ok(found) => return Ok(found),
+            Ok((name, endpoints)) => return Ok((name.into(), endpoints)),
             Err(problem) => problem,
         };
         let (message, help) = problem;
@@ -338,9 +363,9 @@ impl Line<'_, '_> {
         text: &str,
         at: Range<usize>,
         private: bool,
-    ) -> Result<(String, Vec<Endpoint>), Bad> {
+    ) -> Result<(Rc<str>, Vec<Endpoint>), Bad> {
         let word = &text[at.clone()];
-        let name = format!("{}/{word}", if private { "private" } else { "public" });
+        let name: Rc<str> = format!("{}/{word}", if private { "private" } else { "public" }).into();
         let problem = if climbs(word) {
             Some((format!("service name \"{word}\" leaves the queue directory"), "a plain name"))
         } else if name.len() > MAX_PATH {

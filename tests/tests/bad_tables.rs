@@ -150,3 +150,28 @@ fn w13_check_makes_what_is_missing() {
     }
     instance.finish(&[]);
 }
+
+/// A file that was cut short ended every service.
+#[test]
+fn a_table_without_services_is_refused_at_reload_unless_it_is_wanted() {
+    let mut instance = Instance::bare();
+    instance.service("a unix n - - - - qmgr").start();
+    let socket = instance.queue().join("public/a");
+    let table = instance.config().join("master.cf");
+    for text in ["", "# a unix n - - - - qmgr\n"] {
+        fs::write(&table, text).unwrap();
+        for words in [&["reload"][..], &["reload", "--changed"]] {
+            let output = instance.belfry(words);
+            assert_eq!(output.status.code(), Some(1), "{text:?}");
+            let reason =
+                "master.cf: it has no service; to end all of them: belfry reload --allow-empty";
+            assert!(said(&output).contains(reason), "{}", said(&output));
+            assert!(socket.exists());
+        }
+    }
+    let output = instance.belfry(&["reload", "--allow-empty"]);
+    assert!(output.status.success(), "{}", said(&output));
+    instance.log().wait_for("reload done: 0 added, 1 removed");
+    assert!(!socket.exists());
+    instance.finish(&["it has no service", "reload refused: 1 error"]);
+}

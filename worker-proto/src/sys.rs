@@ -221,6 +221,27 @@ pub fn receive_descriptors(socket: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
     Ok(received)
 }
 
+/// Keeps the C library from holding on to memory: what is large is mapped by itself and given back when
+/// it is freed, whatever was freed before (mallopt(3)).
+pub fn keep_memory_small() {
+    #[cfg(target_env = "gnu")]
+    for (parameter, value) in
+        [(libc::M_MMAP_THRESHOLD, 64 << 10), (libc::M_TRIM_THRESHOLD, 64 << 10)]
+    {
+        // SAFETY: it takes numbers only; one it refuses changes nothing.
+        unsafe { libc::mallopt(parameter, value) };
+    }
+}
+
+/// Gives free memory back to the system, also from between what is in use (malloc_trim(3)).
+pub fn return_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it moves nothing that is in use.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
+
 /// Writes what can be written without waiting, whatever the flags of the open file are, which others
 /// may share (pwritev2(2), RWF_NOWAIT).
 ///

@@ -16,9 +16,9 @@ mod world;
 /// A service as master.cf would have it by default, with room for `max_proc` workers.
 fn rules(max_proc: u32) -> Rules {
     Rules {
-        ext_name: "smtp".to_owned(),
-        name: "25".to_owned(),
-        path: "/usr/libexec/belfry/smtpd".to_owned(),
+        ext_name: "smtp".into(),
+        name: "25".into(),
+        path: "/usr/libexec/belfry/smtpd".into(),
         max_proc: Some(max_proc),
         stressable: false,
         throttle: ThrottleRule { first: Duration::from_secs(1), most: Duration::from_secs(60) },

@@ -18,11 +18,11 @@ pub struct WorkerId(pub u64);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rules {
     /// Name in master.cf, for notices.
-    pub ext_name: String,
+    pub ext_name: Rc<str>,
     /// Canonical name, for notices.
-    pub name: String,
+    pub name: Rc<str>,
     /// Path of the program, for notices.
-    pub path: String,
+    pub path: Rc<str>,
     /// The most workers; None is no limit.
     pub max_proc: Option<u32>,
     /// Workers can be told of stress (F02).

@@ -24,10 +24,14 @@ pub(super) struct Helper {
     token: Token,
     /// Its process and group, until it was waited for.
     process: Option<Pid>,
+    /// The longest answer.
+    most: usize,
 }
 
-/// The longest answer. No list of errors is longer.
+/// The longest answer of a program that is asked whether it can go on; no list of errors is longer.
 const MAX_ANSWER: usize = 64 << 10;
+/// The longest list of addresses.
+const MAX_ADDRESSES: usize = 4 << 20;
 
 impl Helper {
     /// Starts it, in a process group of its own; what it writes on standard output and error is its
@@ -40,6 +44,7 @@ impl Helper {
         let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
         let output = sys::set_high(read)?;
         fcntl(&output, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        let most = if source == Source::Names { MAX_ADDRESSES } else { MAX_ANSWER };
         let token = sources.add(output.as_fd(), Interest::READABLE, source)?;
         let started = write
             .try_clone()
@@ -49,7 +54,7 @@ impl Helper {
         match started {
             Ok(child) => {
                 let process = i32::try_from(child.id()).ok().map(Pid::from_raw);
-                Ok(Self { output: output.into(), answer: Vec::new(), token, process })
+                Ok(Self { output: output.into(), answer: Vec::new(), token, process, most })
             }
             Err(e) => {
                 sources.remove(output.as_fd(), token);
@@ -60,7 +65,7 @@ impl Helper {
 
     /// Whether its answer was longer than what was taken of it.
     pub(super) const fn is_cut(&self) -> bool {
-        self.answer.len() >= MAX_ANSWER
+        self.answer.len() >= self.most
     }
 
     /// Takes in what it has written; whether that was all, or all that is taken.
@@ -88,7 +93,7 @@ impl Helper {
     /// Waits for it no longer, and ends it: what it has answered so far.
     pub(super) fn end(mut self, sources: &mut Sources) -> String {
         sources.remove(self.output.as_fd(), self.token);
-        self.answer.truncate(MAX_ANSWER);
+        self.answer.truncate(self.most);
         String::from_utf8_lossy(&self.answer).into_owned()
     }
 }

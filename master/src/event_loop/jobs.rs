@@ -24,9 +24,11 @@ impl Master {
     pub(super) fn begin_job(&mut self, now: Time) {
         match self.jobs.begin().cloned() {
             None => {}
-            Some(Task::Reload { changed: false }) => self.reload(now, Extent::All),
-            Some(Task::Reload { changed: true }) => self.reload(now, Extent::Changed),
-            Some(Task::Diff) => self.reload(now, Extent::Look),
+            Some(Task::Reload { changed, allow_empty }) => {
+                let extent = if changed { Extent::Changed } else { Extent::All };
+                self.reload(now, extent, allow_empty);
+            }
+            Some(Task::Diff) => self.reload(now, Extent::Look, true),
             Some(Task::Upgrade(program)) => self.upgrade(now, &program),
         }
     }

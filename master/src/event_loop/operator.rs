@@ -110,8 +110,8 @@ impl Master {
                 return self.feed_metrics(now, number);
             }
             Some(Request::MetricsFeed) => (1, "too many metrics feeds\n".to_owned()),
-            Some(Request::Reload { changed }) => {
-                return self.ask(now, Task::Reload { changed }, Some(number));
+            Some(Request::Reload { changed, allow_empty }) => {
+                return self.ask(now, Task::Reload { changed, allow_empty }, Some(number));
             }
             Some(Request::Diff) => return self.ask(now, Task::Diff, Some(number)),
             Some(Request::Upgrade(program)) => {
@@ -229,8 +229,8 @@ fn row(now: Time, service: &Service) -> Row {
     let count = |state| workers.iter().filter(|w| w.state == state).count();
     let queues = service.listeners.iter().filter_map(crate::listen::Listener::queue);
     Row {
-        name: def.ext_name.clone(),
-        key: def.key.name.clone(),
+        name: def.ext_name.to_string(),
+        key: def.key.name.to_string(),
         transport: def.key.transport.name(),
         state,
         busy: count("busy"),
@@ -247,7 +247,8 @@ fn row(now: Time, service: &Service) -> Row {
 }
 
 fn has_name(service: &Service, name: &str) -> bool {
-    service.configured.def.ext_name == name || service.configured.def.key.name == name
+    let def = &service.configured.def;
+    *def.ext_name == *name || *def.key.name == *name
 }
 
 fn named(name: &str, rows: &[Row], text: impl Fn(&[Row]) -> String) -> (u8, String) {

@@ -46,11 +46,12 @@ pub(super) struct Reloading {
     extent: Extent,
     names: Names,
     pub(super) helper: Helper,
+    allow_empty: bool,
 }
 
 impl Master {
     /// Begins a reload, or a look at what one would change.
-    pub(super) fn reload(&mut self, now: Time, extent: Extent) {
+    pub(super) fn reload(&mut self, now: Time, extent: Extent, allow_empty: bool) {
         let (version, directory) = (version(), self.config.directory.display().to_string());
         if extent == Extent::Look {
             Notice::Diff { version, directory }.log();
@@ -62,7 +63,7 @@ impl Master {
             }
         }
         let names = Names::silent();
-        let read = config::read(&self.config.directory, None, &names);
+        let read = self.read_config(&names, allow_empty);
         if names.missing().is_empty() {
             return self.finish_reload(now, extent, read);
         }
@@ -71,7 +72,7 @@ impl Master {
         command.arg(RESOLVE_OPTION).args(names.missing()).stdin(Stdio::null());
         match Helper::start(command, &mut self.sources, Source::Names) {
             Ok(helper) => {
-                self.reloading = Some(Reloading { extent, names, helper });
+                self.reloading = Some(Reloading { extent, names, helper, allow_empty });
                 let end = now + self.config.master.resolver_timeout;
                 self.timers.set(Timer::Names, Some(end));
             }
@@ -91,7 +92,7 @@ impl Master {
         if !whole && !overdue {
             return;
         }
-        let Some(Reloading { extent, names, helper }) = self.reloading.take() else {
+        let Some(Reloading { extent, names, helper, allow_empty }) = self.reloading.take() else {
             return;
         };
         self.timers.set(Timer::Names, None);
@@ -112,8 +113,23 @@ impl Master {
         for host in names.missing() {
             names.learn(&host, Vec::new());
         }
-        let read = config::read(&self.config.directory, None, &names);
+        let read = self.read_config(&names, allow_empty);
         self.finish_reload(now, extent, read);
+    }
+
+    /// Reads the files beside the running configuration. A table without services is more often a
+    /// file that was cut short than a wish.
+    fn read_config(&self, names: &Names, allow_empty: bool) -> Result<Config, Problems> {
+        let directory = &self.config.directory;
+        let running =
+            |key: &Key| Some(self.services.get(self.by_key.get(key)?)?.configured.clone());
+        let config = config::read_beside(directory, None, names, &running)?;
+        if config.services.is_empty() && !self.by_key.is_empty() && !allow_empty {
+            let file = directory.join("master.cf");
+            let cause = "it has no service; to end all of them: belfry reload --allow-empty";
+            return Err(Fault::new(file.display().to_string(), cause).into());
+        }
+        Ok(config)
     }
 
     fn finish_reload(&mut self, now: Time, extent: Extent, read: Result<Config, Problems>) {
@@ -128,6 +144,8 @@ impl Master {
             self.status_changed(now);
         }
         self.end_job(now, code, &text);
+        // What the new table took while it was read.
+        worker_proto::sys::return_memory();
     }
 
     /// The master is stopping.
@@ -225,7 +243,7 @@ impl Master {
         ];
         for (name, old, new) in fixed {
             if old != new {
-                let (name, new_text) = (name.to_owned(), new.display().to_string());
+                let (name, new_text) = (name.into(), new.display().to_string());
                 let old_text = old.display().to_string();
                 Notice::IgnoredChange { name, old: old_text, new: new_text }.log();
                 new.clone_from(old);

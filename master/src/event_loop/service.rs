@@ -111,7 +111,7 @@ impl Service {
     }
 
     /// Names for notices: as written, and canonical.
-    pub(super) fn names(&self) -> (String, String) {
+    pub(super) fn names(&self) -> (Rc<str>, Rc<str>) {
         let def = &self.configured.def;
         (def.ext_name.clone(), def.key.name.clone())
     }

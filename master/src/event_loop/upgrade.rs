@@ -233,7 +233,10 @@ impl Master {
         // The upgrade ends with a reload, for those who have asked for it.
         let mut jobs = snapshot.jobs.into_iter();
         let clients = jobs.next().map_or_else(|| vec![snapshot.asker], |upgrade| upgrade.clients);
-        master.jobs.put(Job { task: Task::Reload { changed: false }, clients: clients.clone() });
+        master.jobs.put(Job {
+            task: Task::Reload { changed: false, allow_empty: false },
+            clients: clients.clone(),
+        });
         jobs.for_each(|job| master.jobs.put(job));
         master.resumed = Some(Resumed { version: snapshot.version, clients });
         Ok(master)

@@ -53,12 +53,12 @@ fn e02_e06_defaults() {
     let def = one("x unix - - - - - prog");
     assert!(def.private && def.unprivileged && !def.chroot);
     assert_eq!((def.wakeup, def.max_proc), (None, Some(100)));
-    assert_eq!(def.key.name, "private/x");
+    assert_eq!(&*def.key.name, "private/x");
     let def = one("x fifo n n y 60? 0 sub/prog -v");
     assert!(!def.private && !def.unprivileged && def.chroot);
     let wakeup = Wakeup { period: Duration::from_secs(60), conditional: true };
     assert_eq!((def.wakeup, def.max_proc), (Some(wakeup), None));
-    assert_eq!((def.key.name.as_str(), def.command.as_str()), ("public/x", "sub/prog"));
+    assert_eq!((&*def.key.name, &*def.command), ("public/x", "sub/prog"));
     assert_eq!(def.args, ["-v"]);
 }
 
@@ -78,7 +78,7 @@ fn d01_d02_continuations_and_comments() {
 
 #[test]
 fn d08_a_dash_is_a_name() {
-    assert_eq!(one("- unix n - - - - p").key.name, "public/-");
+    assert_eq!(&*one("- unix n - - - - p").key.name, "public/-");
 }
 
 #[test]
@@ -96,13 +96,13 @@ fn e08_e10_e11_inet_names() {
         ("[localhost]:27", "[localhost]:27", &["127.0.0.1:27", "[::1]:27"]),
     ] {
         let def = one(&format!("{name} inet n - - - - p"));
-        assert_eq!(def.key.name, key, "{name}");
+        assert_eq!(&*def.key.name, key, "{name}");
         let got: Vec<_> = def
             .endpoints
             .iter()
             .map(|e| match e {
                 Endpoint::Inet(address) => address.to_string(),
-                Endpoint::Path(path) => path.clone(),
+                Endpoint::Path(path) => path.to_string(),
             })
             .collect();
         assert_eq!(got, addresses, "{name}");
@@ -121,7 +121,7 @@ fn e14_who_is_local() {
 fn e12_the_last_of_two_entries_counts() {
     let (defs, diagnostics) =
         read("25 inet n - - - - a\nx unix - - - - - p\nsmtp inet n - - - - b\n");
-    let names: Vec<_> = defs.iter().map(|d| d.command.as_str()).collect();
+    let names: Vec<_> = defs.iter().map(|d| &*d.command).collect();
     assert_eq!(names, ["b", "p"]);
     assert_eq!(
         diagnostics[0].to_string(),

@@ -91,14 +91,14 @@ fn write(def: &ServiceDef) -> String {
         |w| format!("{}{}", w.period.as_secs(), if w.conditional { "?" } else { "" }),
     );
     let mut words = vec![
-        def.ext_name.clone(),
+        def.ext_name.to_string(),
         def.key.transport.to_string(),
         flag(def.private).to_owned(),
         flag(def.unprivileged).to_owned(),
         flag(def.chroot).to_owned(),
         wakeup,
         def.max_proc.unwrap_or(0).to_string(),
-        def.command.clone(),
+        def.command.to_string(),
     ];
     words.extend(def.args.iter().map(|arg| argument(arg)));
     // With the carriage return, so that one at the end of an argument stays with it.

@@ -251,9 +251,9 @@ fn rules(input: &mut Input<'_>) -> Rules {
     let (limit, flags) = (input.byte(), input.byte());
     let first = Duration::from_secs(u64::from(1 + flags % 7));
     Rules {
-        ext_name: "smtp".to_owned(),
-        name: "25".to_owned(),
-        path: "/usr/libexec/belfry/smtpd".to_owned(),
+        ext_name: "smtp".into(),
+        name: "25".into(),
+        path: "/usr/libexec/belfry/smtpd".into(),
         max_proc: Some(u32::from(limit % 8)).filter(|&n| n > 0),
         stressable: flags & 1 != 0,
         throttle: ThrottleRule { first, most: first * u32::from(1 + limit / 16) },

@@ -1,5 +1,6 @@
 //! story - a pool and a clock, for tests that tell what happens to one service
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use worker_proto::clock::Time;
@@ -63,7 +64,7 @@ impl Story {
     }
 }
 
-pub(super) fn path() -> String {
+pub(super) fn path() -> Rc<str> {
     rules(1).path
 }
 
