@@ -42,7 +42,7 @@ use submit::Verdict;
 /// The socket of smtpd for local users, below the queue directory.
 const SUBMIT: &str = "public/submit";
 /// The largest header.
-const HEAD_LIMIT: usize = 1 << 20;
+const HEAD_LIMIT: usize = 4 << 20;
 
 /// A failure with its exit status (sysexits.h) and one line of text.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -169,7 +169,10 @@ impl Header {
     }
 
     /// Reads what follows the length.
-    fn decode(bytes: &[u8]) -> Result<Self, BadFrame> {
+    ///
+    /// # Errors
+    /// It is no frame.
+    pub fn decode(bytes: &[u8]) -> Result<Self, BadFrame> {
         let end = bytes.iter().position(|&b| b == b'\n').ok_or(BadFrame)?;
         let mut header: Self = serde_json::from_slice(&bytes[..end]).map_err(|_| BadFrame)?;
         let rest = &bytes[end + 1..];

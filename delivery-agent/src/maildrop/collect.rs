@@ -17,7 +17,7 @@ use nix::unistd::geteuid;
 use worker_proto::sys::errno_text;
 
 use super::{CORRUPT, MAX_RECIPIENTS, MAX_SIZE, PARTIAL, WHOLE, careful};
-use crate::wire::{Decoder, Header, Submission};
+use crate::wire::{Header, Submission};
 use crate::{address, message};
 
 /// What a message may be.
@@ -275,15 +275,11 @@ fn frame(file: &mut File, size: u64, bytes: &mut u64) -> io::Result<Submission> 
         return Err(no_message());
     }
     let mut text = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
-    text.extend_from_slice(&head);
     // It may grow while it is read.
     file.take(size - 4).read_to_end(&mut text)?;
     *bytes += size;
-    let mut decoder = Decoder::default();
-    decoder.push(&text);
-    drop(text);
-    match decoder.next_frame() {
-        Ok(Some(Header::Offer(submission))) if !submission.recipients.is_empty() => Ok(submission),
+    match Header::decode(&text) {
+        Ok(Header::Offer(submission)) if !submission.recipients.is_empty() => Ok(submission),
         _ => Err(no_message()),
     }
 }

@@ -25,6 +25,8 @@ pub(super) struct DropBox {
     collector: Collector,
     /// When the next step is due, if one is.
     next: Option<Time>,
+    /// Another pass over the directory is to follow the one under way.
+    again: bool,
     /// How long the store was given time the last time; zero when it takes messages.
     pause: Duration,
     /// Files to remove after this turn's commit.
@@ -40,6 +42,7 @@ impl DropBox {
         Self {
             collector: Collector::new(directory, Limits::new(message_size_limit)),
             next: None,
+            again: false,
             pause: Duration::ZERO,
             taken: Vec::new(),
             trouble: None,
@@ -49,7 +52,10 @@ impl DropBox {
 
     /// There may be something new. While the store takes nothing, that changes nothing.
     pub(super) fn look(&mut self, now: Time) {
-        if self.pause.is_zero() {
+        // A pass is never begun anew: who adds names all the time would keep it from its end.
+        if self.next.is_some() {
+            self.again |= self.pause.is_zero();
+        } else {
             self.collector.rewind();
             self.next = Some(now);
         }
@@ -92,6 +98,7 @@ impl DropBox {
             log::warn!("messages stay in maildrop, retrying in {}s: {cause}", self.pause.as_secs());
         }
         self.collector.rewind();
+        self.again = false;
         self.next = Some(now + self.pause);
     }
 
@@ -127,7 +134,10 @@ impl Manager {
             Err(e) => return self.drops.wait(now, &Fault::io("read maildrop", &e).to_string()),
         };
         tell(&found.complaints);
-        self.drops.next = found.more.then_some(now);
+        // What changes while it is read may be missed, also by the changes made here.
+        self.drops.again |= !found.messages.is_empty();
+        let again = !found.more && std::mem::take(&mut self.drops.again);
+        self.drops.next = (found.more || again).then_some(now);
         for dropped in found.messages {
             let mut submission = dropped.submission;
             submission.recipients =
