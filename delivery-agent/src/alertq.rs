@@ -28,6 +28,10 @@ use crate::wire;
 /// The commands with the manual's text.
 pub const COMMANDS: &[(&str, &str)] = &[
     ("list [--json]", "Every message in the queue: why it waits and when it is tried next."),
+    (
+        "list --failed [--json]",
+        "Every message that could not be delivered to somebody, with the reply.",
+    ),
     ("show ID", "One message, queued or ended, with what each relay said."),
     (
         "relays",
@@ -36,7 +40,7 @@ pub const COMMANDS: &[(&str, &str)] = &[
     ("flush [ID]", "Try a message, or every message, now."),
     ("hold ID", "Keep a message in the queue and do not try it."),
     ("release ID", "Try a message that was held."),
-    ("requeue ID", "The same, and forget its attempts."),
+    ("requeue ID", "The same, and forget its attempts. One that has failed is queued anew."),
     ("delete ID", "Remove a message for good."),
 ];
 
@@ -180,6 +184,10 @@ fn offline(words: &[String]) -> Option<(u8, String)> {
     let text = match words.as_slice() {
         ["list"] => listing::list(&store, &doing, false).ok()?,
         ["list", "--json"] => listing::list(&store, &doing, true).ok()?,
+        ["list", "--failed"] => listing::failed(&store, false).ok()?,
+        ["list", "--failed", "--json"] | ["list", "--json", "--failed"] => {
+            listing::failed(&store, true).ok()?
+        }
         ["show", id] => listing::show(&store, id, &doing).ok()??,
         _ => return None,
     };

@@ -51,6 +51,36 @@ pub fn list(store: &Store, doing: &Doing<'_>, as_json: bool) -> Result<String, S
     Ok(format!("{HEAD}{text}-- {kbytes} Kbytes in {count} Request{plural}.\n"))
 }
 
+/// Every message that has failed for a recipient and is still listed, the last first.
+///
+/// # Errors
+/// The store cannot be read.
+pub fn failed(store: &Store, as_json: bool) -> Result<String, StoreError> {
+    let doing = |_| ("failed", None);
+    let (mut text, mut count) = (String::new(), 0_u64);
+    for message in &store.failed()? {
+        let mut recipients = store.recipients(message.no)?;
+        recipients.retain(|r| r.state == RecipientState::Failed);
+        count += 1;
+        if as_json {
+            let _ = writeln!(text, "{}", object(message, &recipients, &doing));
+            continue;
+        }
+        let ended = LocalTime::at(Duration::from_secs(message.done)).stamp();
+        let sender = if message.sender.is_empty() { "MAILER-DAEMON" } else { &message.sender };
+        let _ = writeln!(text, "{:12} {:8} {ended:20} {sender}", message.id, message.size);
+        for recipient in recipients {
+            let _ = writeln!(text, "{:42} {}\n    ({})", "", recipient.address, recipient.reply);
+        }
+        text.push('\n');
+    }
+    if as_json {
+        return Ok(text);
+    }
+    let plural = if count == 1 { "" } else { "s" };
+    Ok(format!("{text}-- {count} failed message{plural}.\n"))
+}
+
 const HEAD: &str = "-Queue ID-   --Size-- ----Arrival Time---- -Sender/Recipient-------\n";
 
 fn entry(text: &mut String, message: &Summary, recipients: &[Recipient], doing: &Doing<'_>) {

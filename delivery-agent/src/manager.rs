@@ -25,6 +25,7 @@ use crate::wire::{Header, OfferReply, Submission};
 
 mod agents;
 mod dropped;
+mod failures;
 mod in_flight;
 mod link;
 mod operator;
@@ -35,6 +36,7 @@ mod survivors;
 
 use agents::Agent;
 use dropped::DropBox;
+use failures::Notices;
 use in_flight::InFlight;
 use link::Link;
 use queue_clock::QueueClock;
@@ -53,6 +55,9 @@ worker_proto::params! {
         maximal_backoff_time: Time = "30m", "1s"..="7d";
         /// After this long a message that is still put off has failed.
         maximal_queue_lifetime: Days = "4d", "1m"..="365d";
+        /// Who is told, once an hour at most, what could not be delivered. A name without a domain stands
+        /// for the addresses in alerts.cf; empty for nobody.
+        error_notice_recipient: Text = "postmaster";
         /// How long messages that were delivered or have failed stay listed.
         retired_time: Days = "7d", "0s"..="365d";
         /// The most agents at a time. The limit of the delivery service in master.cf holds as well.
@@ -96,6 +101,7 @@ pub struct Manager {
     leaving: Option<Leaving>,
     /// What is to be done with the store.
     care: Care,
+    notices: Notices,
     /// What the last qmgr had given out, until the queue is read.
     were_in_flight: Vec<MessageNo>,
 }
@@ -112,6 +118,8 @@ struct Offered {
     /// Without its bytes, which are in the store.
     submission: Submission,
     size: usize,
+    /// The message that has ended and is removed when this one is on disk.
+    replaces: Option<MessageNo>,
 }
 
 /// qmgr was told to end, and gives out no more messages.
@@ -181,6 +189,7 @@ impl Multi for Manager {
             answers: Vec::new(),
             leaving: None,
             care: Care::default(),
+            notices: Notices::default(),
             were_in_flight,
         })
     }
@@ -229,6 +238,7 @@ impl Multi for Manager {
         self.give_up_missing(now);
         if self.gives_out() {
             self.expire(now);
+            self.give_notice(now);
         }
         let committed = self.store.commit();
         let told = self.note_reports();
@@ -260,6 +270,7 @@ impl Multi for Manager {
             dropped,
             lingering,
             storage,
+            self.notices.deadline().filter(|_| self.gives_out()),
             Some(self.next_cleaning),
             leaving,
             self.missing.deadline(),
@@ -352,7 +363,7 @@ impl Manager {
         submission.recipients = setup::complete(&submission.recipients, &self.alerts, &self.common);
         let result = self.accept(now, &submission);
         let size = std::mem::take(&mut submission.body).len();
-        self.offered.push((token, Offered { result, submission, size }));
+        self.offered.push((token, Offered { result, submission, size, replaces: None }));
     }
 
     fn accept(&mut self, now: Time, submission: &Submission) -> Result<Accepted, StoreError> {
@@ -398,6 +409,8 @@ impl Manager {
                     if fresh {
                         Self::log_queued(&id, &offered);
                         self.queue.add(no, offered.submission.lane, queue_now, queue_now, 0, false);
+                        // If that fails it stays listed.
+                        drop(offered.replaces.map(|old| self.store.delete(old)));
                     }
                     OfferReply::Queued { id }
                 }

@@ -4,7 +4,7 @@
 //! transaction and are told only when [`Store::commit`] has synchronised it (Q4). Marks of delivery
 //! may be lost in a power cut, which repeats a message and never loses one (Q5).
 //!
-//! A message's bytes are stored once and removed when its last recipient has ended; the rest of it
+//! A message's bytes are stored once and removed when it is delivered to everybody; the rest of it
 //! stays listed for `retired_time`.
 
 use std::cell::RefCell;

@@ -146,6 +146,51 @@ fn r5_a_recipient_that_both_relays_refuse_has_bounced() {
     instance.finish(&[]);
 }
 
+/// What had failed was in no list, and requeue did not know it.
+#[test]
+fn r5_what_has_failed_is_listed_and_can_be_sent_again() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let refuses = Arc::new(AtomicBool::new(true));
+    let relay = Relay::scripted({
+        let refuses = Arc::clone(&refuses);
+        move |line| {
+            let bad = line.starts_with("RCPT") && line.contains("u1@");
+            if bad && refuses.load(Ordering::SeqCst) {
+                Act::Reply("550 5.1.1 nobody".to_owned())
+            } else {
+                Act::Usual
+            }
+        }
+    });
+    let mut instance = Instance::new();
+    instance.parameter("relayhost", &relay.name()).start();
+    let mut client = Client::tcp(instance.port).expect("smtpd serves");
+    let reply = client.send("a@x.example", &["u0@y.example", "u1@y.example"], TEXT);
+    let text = reply.expect("smtpd answers").text;
+    let id = text.rsplit(' ').next().expect("an id").to_owned();
+    instance.log().wait_for(": removed");
+    let alertq = |words: &[&str]| {
+        let output = instance.command("alertq").args(words).output().expect("alertq runs");
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+    };
+    let (code, list) = alertq(&["list", "--failed"]);
+    assert_eq!(code, Some(0), "{list}");
+    assert!(list.contains(&id) && list.contains("(550 5.1.1 nobody)"), "{list}");
+    assert!(!list.contains("u0@"), "{list}");
+    refuses.store(false, Ordering::SeqCst);
+    assert_eq!(alertq(&["requeue", &id]), (Some(0), String::new()));
+    wait_for(&relay, 2);
+    assert_eq!(recipients(&relay), all(2), "nobody has it twice");
+    assert_eq!(relay.taken()[0].text, relay.taken()[1].text);
+    instance.log().wait_for_count(": removed", 2);
+    wait::until("an empty list", wait::LONG, || {
+        alertq(&["list", "--failed"]).1.contains("-- 0 failed").then_some(())
+    });
+    instance.finish(&[]);
+}
+
 /// 13,404 connections in five seconds.
 #[test]
 fn r1_a_relay_that_answers_ehlo_and_closes_in_one_segment() {

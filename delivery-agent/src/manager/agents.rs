@@ -144,7 +144,7 @@ impl Manager {
         let seconds = self.clock.stored(self.clock.now(now));
         let summary = self.store.by_no(no).ok().flatten();
         let id = summary.as_ref().map_or_else(|| no.0.to_string(), |s| s.id.clone());
-        let delay = summary.map_or(0, |s| seconds.saturating_sub(s.arrived));
+        let delay = summary.as_ref().map_or(0, |s| seconds.saturating_sub(s.arrived));
         let recipients: HashMap<_, _> = if verdict.is_silent() {
             HashMap::new()
         } else {
@@ -161,6 +161,10 @@ impl Manager {
         for (position, _, text) in verdict.marks.iter().filter(failed) {
             let (to, word) = (to(position), verdict.word);
             log::info!("{id}: to=<{to}>, delay={delay}, status={word} ({text})");
+            if let Some(summary) = &summary {
+                let line = format!("{id}: from=<{}>, to=<{to}>: {word}: {text}", summary.sender);
+                self.notices.add(now, &summary.origin, line);
+            }
         }
         let mut result = Ok(false);
         if !verdict.marks.is_empty() {

@@ -148,7 +148,8 @@ impl Manager {
                     let size = std::mem::take(&mut submission.body).len();
                     // Nobody waits for the answer; the file stays until it is queued.
                     let result = Ok(accepted);
-                    self.offered.push((Token(0), Offered { result, submission, size }));
+                    self.offered
+                        .push((Token(0), Offered { result, submission, size, replaces: None }));
                 }
                 // The rest of the turn's files would fare no better.
                 Err(e @ (StoreError::Full | StoreError::Damaged(_) | StoreError::Newer(_))) => {

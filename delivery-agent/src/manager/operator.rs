@@ -26,6 +26,10 @@ impl Manager {
         let result = match words.as_slice() {
             ["list"] => listing::list(&self.store, &doing, false).map(ok),
             ["list", "--json"] => listing::list(&self.store, &doing, true).map(ok),
+            ["list", "--failed"] => listing::failed(&self.store, false).map(ok),
+            ["list", "--failed", "--json"] | ["list", "--json", "--failed"] => {
+                listing::failed(&self.store, true).map(ok)
+            }
             ["show", id] => {
                 listing::show(&self.store, id, &doing).map(|t| t.map_or_else(|| unknown(id), ok))
             }
@@ -44,8 +48,14 @@ impl Manager {
 
     fn change(&mut self, now: Time, verb: &str, id: &str) -> Result<Answer, StoreError> {
         let queue_now = self.clock.now(now);
-        let found = self.store.by_id(id)?.filter(|m| m.done == 0);
-        let Some(message) = found else { return Ok(unknown(id)) };
+        let Some(message) = self.store.by_id(id)? else { return Ok(unknown(id)) };
+        if message.done > 0 {
+            return match verb {
+                "requeue" if self.requeue_failed(now, &message)? => Ok(ok(String::new())),
+                "requeue" => Ok((1, format!("{id}: nothing of it is left to send\n"))),
+                _ => Ok(unknown(id)),
+            };
+        }
         let no = message.no;
         let seconds = self.clock.stored(queue_now);
         if self.queue.state(no) == "active" && verb != "flush" {

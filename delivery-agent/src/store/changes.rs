@@ -34,10 +34,12 @@ impl Change {
                     mark.execute(params![no.0, position, state.code(), reply])?;
                 }
                 let mut left = db.prepare_cached(
-                    "SELECT count(*), sum(state = 0) FROM recipient WHERE message = ?1",
+                    "SELECT count(*), sum(state = 0), sum(state = 2) FROM recipient \
+                     WHERE message = ?1",
                 )?;
-                let count = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
-                let (all, left): (i64, Option<i64>) = left.query_row([no.0], count)?;
+                let count = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+                let (all, left, failed): (i64, Option<i64>, Option<i64>) =
+                    left.query_row([no.0], count)?;
                 if all == 0 {
                     carry(db, *no, marks)?;
                     return Ok(false);
@@ -48,7 +50,10 @@ impl Change {
                 let mut end =
                     db.prepare_cached("UPDATE message SET done = ?2, why = '' WHERE no = ?1")?;
                 end.execute(params![no.0, signed(*now)])?;
-                db.prepare_cached("DELETE FROM body WHERE message = ?1")?.execute([no.0])?;
+                // What has failed for somebody can be sent again as long as it is listed.
+                if failed == Some(0) {
+                    db.prepare_cached("DELETE FROM body WHERE message = ?1")?.execute([no.0])?;
+                }
                 Ok(true)
             }
             Self::Defer { no, attempts, next_try, why, held } => {

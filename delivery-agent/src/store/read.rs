@@ -35,6 +35,23 @@ impl Store {
         })
     }
 
+    /// The messages that ended and were not delivered to a recipient, the last first.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn failed(&self) -> Result<Vec<Summary>, StoreError> {
+        let sql = format!(
+            "{SUMMARY} WHERE done > 0 AND EXISTS(SELECT 1 FROM recipient \
+             WHERE recipient.message = message.no AND recipient.state = ?1) \
+             ORDER BY done DESC, no DESC"
+        );
+        self.noted(|db| {
+            let mut query = db.prepare_cached(&sql)?;
+            let rows = query.query_map([RecipientState::Failed.code()], summary)?;
+            rows.collect()
+        })
+    }
+
     /// A message by its queue id.
     ///
     /// # Errors
@@ -73,7 +90,7 @@ impl Store {
         })
     }
 
-    /// The bytes of a message; None when it has ended.
+    /// The bytes of a message; None when it was delivered to everybody.
     ///
     /// # Errors
     /// The store cannot be read.

@@ -33,12 +33,18 @@ fn q3_a_message_lives_until_its_last_recipient_has_ended() {
     assert!(store.mark(no, &mark(1, RecipientState::Failed), 102).unwrap());
     store.commit().unwrap();
     assert_eq!(store.queued(MessageNo(0), 9).unwrap(), []);
-    assert_eq!(store.body(no).unwrap(), None);
+    assert!(store.body(no).unwrap().is_some(), "it can be sent again to the one it failed for");
+    assert_eq!(store.failed().unwrap()[0].no, no);
     assert_eq!(store.ended(9).unwrap()[0].done, 102);
     assert_eq!(store.recipients(no).unwrap()[1].state, RecipientState::Failed);
     assert_eq!(store.forget_ended(103).unwrap(), 1);
     store.commit().unwrap();
     assert_eq!(store.by_id(&id).unwrap(), None);
+    assert_eq!(store.body(no).unwrap(), None);
+    let Accepted { no, .. } = store.accept(&submission(), 100).unwrap();
+    let both = [mark(0, RecipientState::Delivered), mark(1, RecipientState::Delivered)].concat();
+    assert!(store.mark(no, &both, 101).unwrap());
+    assert_eq!((store.body(no).unwrap(), store.failed().unwrap()), (None, vec![]));
 }
 
 #[test]
