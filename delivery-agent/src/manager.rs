@@ -310,7 +310,10 @@ impl Manager {
         let mut last = MessageNo(0);
         loop {
             let page = self.store.queued(last, 1000)?;
-            let Some(end) = page.last() else { return Ok(()) };
+            let Some(end) = page.last() else {
+                self.care.checked = Some(MessageNo(0));
+                return Ok(());
+            };
             last = end.no;
             page.iter().for_each(|m| self.take_in(now, m));
         }

@@ -27,6 +27,8 @@ pub(super) struct Care {
     shrinking: bool,
     /// Mail is refused for want of room, and it was told; when that is looked at again.
     full: Option<Time>,
+    /// How far it was checked that every message with a body is queued.
+    pub(super) checked: Option<MessageNo>,
     /// The last number at the start: what came after was stored by this process.
     pub(super) first: Option<MessageNo>,
 }
@@ -34,6 +36,8 @@ pub(super) struct Care {
 /// Pauses between attempts to open the store again.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
 const MOST_PAUSE: Duration = Duration::from_secs(60);
+/// Messages that are checked in one turn.
+const CHECK_STEP: usize = 200;
 /// When a store cannot take what was salvaged, or has little to give back.
 const LATER: Duration = Duration::from_secs(10);
 /// Between steps of giving space back.
@@ -58,10 +62,11 @@ impl Manager {
         if self.store.is_damaged() {
             return Some(Time::ZERO);
         }
+        let check = self.care.checked.filter(|_| !self.store.is_salvaging()).map(|_| Time::ZERO);
         let salvage = self.store.is_salvaging().then_some(self.care.salvage);
         let is_idle = self.queue.in_flight() == 0;
         let shrink = Some(self.care.shrink).filter(|_| self.care.shrinking && is_idle);
-        [salvage, shrink, self.care.full].into_iter().flatten().min()
+        [salvage, check, shrink, self.care.full].into_iter().flatten().min()
     }
 
     /// A commit has failed. Nothing more is acknowledged or sent until the store is open again.
@@ -108,6 +113,9 @@ impl Manager {
         }
         if self.store.is_salvaging() && now >= self.care.salvage {
             self.salvage_step(now);
+        }
+        if let Some(after) = self.care.checked.filter(|_| !self.store.is_salvaging()) {
+            self.check_step(now, after);
         }
         if self.care.full.is_some_and(|at| now >= at) {
             self.care.full = Some(now + ROOM_PAUSE);
@@ -158,15 +166,41 @@ impl Manager {
             Ok(Salvaged::Queued(messages)) => {
                 self.care.salvage_waits = false;
                 // One that is being delivered is known already.
-                messages.iter().for_each(|m| self.take_in(now, m));
+                for m in &messages {
+                    self.take_in(now, m);
+                    self.read_at_last(now, m.no, &m.id);
+                }
             }
-            Ok(Salvaged::Finished(_, line)) => log::warn!("{line}"),
+            Ok(Salvaged::Finished(_, line)) => {
+                log::warn!("{line}");
+                if !self.store.is_salvaging() {
+                    self.nothing_unread();
+                }
+            }
             Err(StoreError::Damaged(_)) => {}
             Err(e) => {
                 if !std::mem::replace(&mut self.care.salvage_waits, true) {
                     log::warn!("take over messages from a damaged queue database: {e}; retrying");
                 }
                 self.care.salvage = now + LATER;
+            }
+        }
+    }
+
+    /// A large file is not checked as a whole when it is opened. A message that a damaged index has
+    /// hidden is found by its body.
+    fn check_step(&mut self, now: Time, after: MessageNo) {
+        let page = self.store.with_body(after, CHECK_STEP).unwrap_or_default();
+        self.care.checked = page.last().copied().filter(|_| page.len() == CHECK_STEP);
+        for no in page.into_iter().filter(|no| self.queue.state(*no) == "ended").collect::<Vec<_>>()
+        {
+            match self.store.by_no(no) {
+                Ok(Some(m)) if m.done == 0 => {
+                    log::warn!("{}: missing in an index of the queue database, queued again", m.id);
+                    self.take_in(now, &m);
+                }
+                Ok(None) => self.store.report_damage("a message is missing and its body is there"),
+                Ok(Some(_)) | Err(_) => {}
             }
         }
     }

@@ -4,7 +4,7 @@
 //! and their report counts as if it had been given out here. What was in flight and is not announced
 //! within a moment is given out again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use mio::Token;
@@ -26,6 +26,8 @@ pub(super) struct Survivor {
     link: Link,
     /// By the number that the agent knows.
     held: HashMap<u64, Kept>,
+    /// Messages that are still in a damaged store, with the report if it was faster.
+    unread: HashMap<u64, (Held, Option<Report>)>,
 }
 
 /// A lease of another qmgr that is known here.
@@ -41,6 +43,8 @@ struct Kept {
 #[derive(Default)]
 pub(super) struct Missing {
     leases: HashMap<MessageNo, u64>,
+    /// Those that are still in a damaged store.
+    unread: HashSet<MessageNo>,
     until: Time,
 }
 
@@ -58,6 +62,48 @@ impl Manager {
             if let Some(lease) = self.queue.adopt(no, Vec::new(), &[]) {
                 self.in_flight.add(lease, no);
                 self.missing.leases.insert(no, lease);
+            } else if self.store.is_salvaging() || self.store.is_damaged() {
+                self.missing.unread.insert(no);
+            }
+        }
+    }
+
+    /// A message has come back from a damaged store: an agent may have it.
+    pub(super) fn read_at_last(&mut self, now: Time, no: MessageNo, id: &str) {
+        if self.missing.unread.remove(&no)
+            && now < self.missing.until
+            && let Some(lease) = self.queue.adopt(no, Vec::new(), &[])
+        {
+            self.in_flight.add(lease, no);
+            self.missing.leases.insert(no, lease);
+        }
+        let wanted = |s: &Survivor| {
+            s.unread.iter().find(|(_, (held, _))| held.id == id).map(|(number, _)| *number)
+        };
+        let found = self.survivors.iter().find_map(|(token, s)| Some((*token, wanted(s)?)));
+        let Some((token, number)) = found else { return };
+        let unread = self.survivors.get_mut(&token).and_then(|s| s.unread.remove(&number));
+        let Some((held, report)) = unread else { return };
+        let kept = self.adopt(&held);
+        match (report, kept) {
+            (Some(report), kept) => self.survivors_report(now, token, report, kept),
+            (None, Some(kept)) => {
+                if let Some(survivor) = self.survivors.get_mut(&token) {
+                    survivor.held.insert(number, kept);
+                }
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// No damaged store is left to be read: what has not come back from one is lost.
+    pub(super) fn nothing_unread(&mut self) {
+        self.missing.unread.clear();
+        for (token, survivor) in &mut self.survivors {
+            for (number, (_, report)) in survivor.unread.drain() {
+                if report.is_some() {
+                    self.reported.push((*token, number, None));
+                }
             }
         }
     }
@@ -85,16 +131,24 @@ impl Manager {
             log::warn!("a client (uid {uid}) says that it is a delivery agent");
             return reactor.remove(token);
         }
-        let mut survivor = Survivor { link, held: HashMap::new() };
+        let mut survivor = Survivor { link, held: HashMap::new(), unread: HashMap::new() };
         for held in held {
             let number = held.lease;
             if let Some(kept) = self.adopt(&held) {
                 log::info!("{}: its delivery agent goes on with it", held.id);
                 survivor.held.insert(number, kept);
+            } else if self.is_unread(&held.id) {
+                survivor.unread.insert(number, (held, None));
             }
         }
         self.survivors.insert(token, survivor);
         self.survivor_ready(reactor, now, token);
+    }
+
+    /// Whether a message may be in a damaged store that is not read to its end.
+    fn is_unread(&self, id: &str) -> bool {
+        (self.store.is_salvaging() || self.store.is_damaged())
+            && !matches!(self.store.by_id(id), Ok(Some(_)))
     }
 
     /// None: there is nothing to be told about this message any more, or somebody else has it.
@@ -129,24 +183,12 @@ impl Manager {
             match survivor.link.decoder.next_frame() {
                 Ok(Some(Header::Report(report))) => {
                     let number = report.lease;
-                    let kept = survivor.held.remove(&number);
-                    if let Some(Kept { lease, places }) = kept {
-                        let place = |(n, outcome): (usize, Outcome)| {
-                            places.get(n).copied().flatten().map(|at| (at, outcome))
-                        };
-                        let outcomes: Vec<_> =
-                            report.outcomes.into_iter().filter_map(place).collect();
-                        let begun = |(_, o): &(_, Outcome)| !matches!(o, Outcome::NotSent { .. });
-                        if outcomes.iter().any(begun) {
-                            self.take_report(now, &Report { lease, outcomes });
-                        } else {
-                            // Given back: it waits as before.
-                            self.queue.hand_over(lease);
-                        }
-                        self.reported.push((token, number, Some(lease)));
-                    } else {
-                        self.reported.push((token, number, None));
+                    if let Some((_, early)) = survivor.unread.get_mut(&number) {
+                        *early = Some(report);
+                        continue;
                     }
+                    let kept = survivor.held.remove(&number);
+                    self.survivors_report(now, token, report, kept);
                 }
                 Ok(Some(Header::News(news))) => {
                     // What it has under way is one message; no lease has the number 0.
@@ -173,6 +215,26 @@ impl Manager {
                 self.lost_agent(now, kept.lease);
             }
         }
+    }
+
+    /// What a survivor says of a message, if that is known here.
+    fn survivors_report(&mut self, now: Time, token: Token, report: Report, kept: Option<Kept>) {
+        let number = report.lease;
+        let Some(Kept { lease, places }) = kept else {
+            return self.reported.push((token, number, None));
+        };
+        let place = |(n, outcome): (usize, Outcome)| {
+            places.get(n).copied().flatten().map(|at| (at, outcome))
+        };
+        let outcomes: Vec<_> = report.outcomes.into_iter().filter_map(place).collect();
+        let begun = |(_, o): &(_, Outcome)| !matches!(o, Outcome::NotSent { .. });
+        if outcomes.iter().any(begun) {
+            self.take_report(now, &Report { lease, outcomes });
+        } else {
+            // Given back: it waits as before.
+            self.queue.hand_over(lease);
+        }
+        self.reported.push((token, number, Some(lease)));
     }
 
     /// Reports of this turn are on disk: their agents need not keep them. [`Manager::flush_notes`]

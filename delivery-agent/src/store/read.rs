@@ -106,6 +106,21 @@ impl Store {
         })
     }
 
+    /// Messages after a number whose bytes are there. Every queued one is among them, whatever the
+    /// indexes say.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn with_body(&self, after: MessageNo, most: usize) -> Result<Vec<MessageNo>, StoreError> {
+        let sql = "SELECT message FROM body WHERE message > ?1 ORDER BY message LIMIT ?2";
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        self.noted(|db| {
+            let mut query = db.prepare_cached(sql)?;
+            let rows = query.query_map([after.0, most], |row| row.get(0).map(MessageNo))?;
+            rows.collect()
+        })
+    }
+
     fn noted<T>(
         &self,
         read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
