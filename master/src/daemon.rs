@@ -25,6 +25,7 @@ use worker_proto::sys;
 use crate::cli::Options;
 use crate::config::{self, Config};
 use crate::event_loop::{Birth, End, Master, log_problems, prepare_groups};
+use crate::files;
 use crate::lock::{self, Lock};
 use crate::monitor;
 use crate::names::{self, Names};
@@ -122,6 +123,7 @@ fn run(options: &Options, name: &str, words: &[OsString]) -> Result<ExitCode, Re
         log_problems(&problems);
         Refusal::Told
     })?;
+    sys::fit_high(files::grow(files::needed(&config)));
     let verbose = options.verbose || env::var_os(VERBOSE_ENV).is_some();
     if !options.test {
         start_log(&config, name, verbose);
@@ -187,6 +189,7 @@ fn go_on(
     words: &[OsString],
     state: &OsString,
 ) -> Result<ExitCode, Refusal> {
+    sys::fit_high(files::grow(0));
     let (snapshot, config) = resume::take(state)?;
     let verbose = options.verbose || env::var_os(VERBOSE_ENV).is_some();
     resume::start_log(&config, name, verbose);

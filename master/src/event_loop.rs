@@ -17,11 +17,12 @@ use signal_hook::consts::{SIGCHLD, SIGHUP};
 use worker_proto::abi::Generation;
 use worker_proto::clock::Time;
 use worker_proto::diagnostic::Fault;
-use worker_proto::sys::{HIGH_FD, Spawner};
+use worker_proto::sys::{Spawner, high_fd};
 
 use crate::avail::{Action, Event};
 use crate::config::Config;
 use crate::control::Control;
+use crate::files;
 use crate::jobs::{Jobs, Task};
 use crate::listen::Listener;
 use crate::lock::Lock;
@@ -30,7 +31,7 @@ use crate::notify::Manager;
 use crate::orphans;
 use crate::params::MasterParams;
 use crate::plan::Flags;
-use crate::service::Key;
+use crate::service::{Key, ServiceDef};
 use crate::signal::Signals;
 use crate::timer::Timers;
 use crate::trigger::Trigger;
@@ -131,6 +132,8 @@ pub struct Master {
     manager: Manager,
     /// When option `-e` ends the master.
     exit_at: Option<Time>,
+    /// How many sockets there may be, where the limit of open files is too low for all.
+    room: Option<usize>,
 }
 
 /// The kernel ends a master whose loop hangs this long (P07).
@@ -158,7 +161,14 @@ impl Master {
         let mut faults = Vec::new();
         let mut old = orphans::sockets(&master.config);
         let found = old.len();
+        master.count_files(files::needed(&master.config));
+        let mut without = 0;
         for configured in std::mem::take(&mut master.config.services) {
+            if let Err(fault) = master.room_for(&configured.def) {
+                master.add(now, configured, Err(fault));
+                without += 1;
+                continue;
+            }
             let bound = Service::bind(&configured.def, &master.config, &mut old);
             match bound {
                 Err(fault) if strict => faults.push(fault),
@@ -168,6 +178,7 @@ impl Master {
         if !faults.is_empty() {
             return Err(faults);
         }
+        master.tell_without(without);
         if found > old.len() {
             Notice::TookOver { sockets: found - old.len() }.log();
         }
@@ -203,6 +214,7 @@ impl Master {
             ending: None,
             manager: Manager::of_environment(),
             exit_at: None,
+            room: None,
             config,
         })
     }
@@ -364,10 +376,44 @@ impl Master {
         }
     }
 
+    /// Takes in how many open files are needed from now on, and raises the limit if need be.
+    fn count_files(&mut self, needed: u64) {
+        let limit = files::grow(needed);
+        let before =
+            std::mem::replace(&mut self.room, (limit < needed).then(|| files::room(limit)));
+        if self.room.is_some() && before != self.room {
+            Notice::FewFiles { limit, needed }.log();
+        }
+    }
+
+    /// Whether a service can have its sockets and leave enough for workers.
+    fn room_for(&self, def: &ServiceDef) -> Result<(), Fault> {
+        let Some(room) = self.room else {
+            return Ok(());
+        };
+        let used: usize = self.services.values().map(|s| s.listeners.len()).sum();
+        if used + def.endpoints.len() <= room {
+            return Ok(());
+        }
+        Err(no_room())
+    }
+
+    /// Tells how many services have no room: one line, not one for each.
+    fn tell_without(&self, services: usize) {
+        if services > 0 {
+            Notice::WithoutFiles { services }.log();
+        }
+    }
+
     fn number(&mut self) -> u64 {
         self.next_number += 1;
         self.next_number
     }
+}
+
+/// Why a service has no socket that would have one with a higher limit. It is logged once for all.
+fn no_room() -> Fault {
+    Fault::new("no socket", "the limit of open files is reached")
 }
 
 /// A poll whose descriptor lies above those that workers get by number: the low ones are taken
@@ -375,7 +421,7 @@ impl Master {
 fn high_poll() -> io::Result<Poll> {
     let null = std::fs::File::open("/dev/null")?;
     let mut taken = vec![null];
-    while std::os::fd::AsRawFd::as_raw_fd(&taken[taken.len() - 1]) < HIGH_FD {
+    while std::os::fd::AsRawFd::as_raw_fd(&taken[taken.len() - 1]) < high_fd() {
         taken.push(taken[0].try_clone()?);
     }
     Poll::new()

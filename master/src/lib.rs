@@ -11,6 +11,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod event_loop;
+pub mod files;
 pub mod jobs;
 pub mod layout;
 pub mod limits;

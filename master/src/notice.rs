@@ -180,6 +180,13 @@ notices! {
     /// The service of the line before has its socket now.
     Info BindRecovered { ext_name: Rc<str> = "smtp", name: Rc<str> = "25" }
         => "service {ext_name}({name}): listening";
+    /// Not every service and worker can have the descriptors that it needs. Raise the limit, with
+    /// LimitNOFILE in the unit or with `ulimit -Hn` before the start.
+    Warning FewFiles { limit: u64 = 256_u64, needed: u64 = 702_u64 }
+        => "the limit of open files is {limit}, and {needed} are needed: raise it with LimitNOFILE in the unit or with ulimit -Hn";
+    /// These services are tried again; `belfry status` shows which they are.
+    Error WithoutFiles { services: usize = 12_usize }
+        => "{services} services have no socket: the limit of open files is reached";
     /// A change that takes effect only with a new start.
     Warning IgnoredChange { name: Rc<str> = "queue_directory", old: String = "/a", new: String = "/b" }
         => "ignoring {name} parameter value change: \"{old}\" stays, \"{new}\" needs a stop and a start";

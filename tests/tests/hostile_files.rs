@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufWriter, Write};
 use std::process::Output;
 
+use belfry_tests::probe::Probe;
 use belfry_tests::process::Process;
 use belfry_tests::{Instance, wait};
 use nix::sys::signal::Signal;
@@ -145,4 +146,45 @@ fn a_removed_service_takes_its_own_socket_away_and_no_other() {
     assert!(!own.exists() && lost.exists());
     drop(other);
     instance.finish(&[]);
+}
+
+/// The master did not start ("event loop: Too many open files"), or told one fatal error for each service.
+#[test]
+fn a_low_limit_of_open_files_is_told_once_and_costs_as_few_services_as_can_be() {
+    for (limit, services, without) in [(64, 2, false), (256, 5, false), (64, 200, true)] {
+        let mut instance = Instance::bare();
+        let files = format!("--nofile={limit}:{limit}");
+        // Root could raise it otherwise.
+        let drop = ["/usr/bin/setpriv", "--bounding-set", "-sys_resource"];
+        instance.started_by(&[&["/usr/bin/prlimit", files.as_str()][..], &drop].concat());
+        for n in 1..=services {
+            instance.service(&format!("s{n} unix n n n - 3 probe_worker"));
+        }
+        instance.start();
+        let log = instance.log();
+        let few = format!("warning: the limit of open files is {limit}, and ");
+        assert_eq!(log.count(&few), 1, "{}", log.text());
+        assert_eq!(
+            log.count(" services have no socket: the limit of open files is reached"),
+            usize::from(without)
+        );
+        for name in ["s1", "s2"] {
+            assert!(
+                Probe::unix(&instance.queue().join("public").join(name)).unwrap().report().is_ok()
+            );
+        }
+        assert!(instance.belfry(&["reload"]).status.success());
+        assert!(log.text().lines().count() < 20, "{}", log.text());
+        instance.finish_with(&["the limit of open files is"], &["services have no socket"]);
+    }
+    // Root raises the limit where it may, and workers get the one that was.
+    let mut instance = Instance::bare();
+    instance.started_by(&["/usr/bin/prlimit", "--nofile=64:64"]);
+    instance.service("a unix n n n - 3 probe_worker").start();
+    let report = Probe::unix(&instance.queue().join("public/a")).unwrap().report().unwrap();
+    let limits = fs::read_to_string(format!("/proc/{}/limits", report["pid"]));
+    let limits = limits.unwrap_or_default();
+    assert!(limits.is_empty() || limits.contains("Max open files            64"), "{limits}");
+    // In a container root may not.
+    instance.finish_with(&[], &["the limit of open files is"]);
 }

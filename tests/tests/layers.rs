@@ -52,6 +52,7 @@ const MASTER: &[&str] = &[
     "owner",
     "names",
     "config",
+    "files",
     "layout",
     "listen",
     "orphans",

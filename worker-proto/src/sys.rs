@@ -51,13 +51,27 @@ pub fn errno_text(error: &io::Error) -> String {
     unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned()
 }
 
-/// Moves a descriptor to [`HIGH_FD`] or above, close-on-exec. Where the process may not have that
+static HIGH: AtomicI32 = AtomicI32::new(HIGH_FD);
+
+/// Where the descriptors that this program keeps begin: at [`HIGH_FD`], or lower after [`fit_high`].
+#[must_use]
+pub fn high_fd() -> RawFd {
+    HIGH.load(Ordering::Relaxed)
+}
+
+/// Lets them begin lower where the limit of open files is low. To be called before any is kept.
+pub fn fit_high(limit: u64) {
+    let part = RawFd::try_from(limit / 4).unwrap_or(HIGH_FD);
+    HIGH.store(part.clamp(16, HIGH_FD), Ordering::Relaxed);
+}
+
+/// Moves a descriptor to [`high_fd`] or above, close-on-exec. Where the process may not have that
 /// many open files it stays where it is, close-on-exec too.
 ///
 /// # Errors
 /// The process has no free descriptor.
 pub fn set_high(fd: OwnedFd) -> io::Result<OwnedFd> {
-    match fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(HIGH_FD)) {
+    match fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(high_fd())) {
         // SAFETY: fcntl has just made this descriptor, so nobody else owns it.
         Ok(raw) => Ok(unsafe { OwnedFd::from_raw_fd(raw) }),
         Err(Errno::EINVAL) => {

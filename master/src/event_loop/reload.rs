@@ -16,11 +16,12 @@ use worker_proto::diagnostic::Fault;
 
 use super::helper::Helper;
 use super::service::{Service, has_group, prepare_groups};
-use super::{Master, ServiceId, Source, Timer};
+use super::{Master, ServiceId, Source, Timer, no_room};
 use crate::avail::Event;
 use crate::cgroup;
 use crate::conf::{self, Changes, Configured};
 use crate::config::{self, Config, Problems};
+use crate::files;
 use crate::limits;
 use crate::listen::Listener;
 use crate::names::{Names, RESOLVE_OPTION};
@@ -172,6 +173,7 @@ impl Master {
         if config.master.cgroup_root != self.config.master.cgroup_root {
             prepare_groups(&config);
         }
+        self.count_files(files::needed(&config));
         let changes = self.changes(&config);
         // The services take their definitions with them.
         let mut services: Vec<_> = mem::take(&mut config.services).into_iter().map(Some).collect();
@@ -190,9 +192,12 @@ impl Master {
                 self.take_sockets(id, &def.endpoints, &mut old);
             }
         }
+        let mut without = 0;
         for &at in &changes.added {
             let Some(configured) = services[at].take() else { continue };
-            let bound = Service::bind(&configured.def, &self.config, &mut old);
+            let room = self.room_for(&configured.def);
+            without += usize::from(room.is_err());
+            let bound = room.and_then(|()| Service::bind(&configured.def, &self.config, &mut old));
             let id = self.add(now, configured, bound);
             self.start(now, id);
             text.extend(self.services[&id].unbound.iter().map(|u| format!("{}\n", u.reason)));
@@ -204,6 +209,7 @@ impl Master {
             changed_count += usize::from(changed);
             self.redefine(now, id, configured, changed, !changed_only || changed, &mut old);
         }
+        self.tell_without(without);
         self.part_with(now, old);
         let (added, removed) = (changes.added.len(), changes.removed.len());
         let kept = changes.kept.len() - changed_count;
@@ -267,7 +273,9 @@ impl Master {
                 let at = service.bind_failed(now, &fault);
                 self.timers.set(Timer::Bind(id), Some(at));
                 let (ext_name, name) = service.names();
-                Notice::BindFailed { ext_name, name, reason: fault.to_string() }.log();
+                if fault != no_room() {
+                    Notice::BindFailed { ext_name, name, reason: fault.to_string() }.log();
+                }
             }
         }
         self.services.insert(id, Box::new(service));

@@ -12,7 +12,7 @@ use std::time::Duration;
 use worker_proto::clock::Time;
 use worker_proto::sys::MAX_LISTEN;
 
-use super::{Master, Service, ServiceId, Timer};
+use super::{Master, Service, ServiceId, Timer, no_room};
 use crate::avail::Event;
 use crate::listen::Listener;
 use crate::notice::Notice;
@@ -143,8 +143,13 @@ impl Master {
             return;
         };
         let def = service.configured.def.clone();
-        let mut result = Ok(());
-        for endpoint in &def.endpoints {
+        let new = service.listeners.is_empty();
+        let mut result = if new { self.room_for(&def) } else { Ok(()) };
+        let Some(service) = self.services.get_mut(&id) else {
+            return;
+        };
+        let wanted = if result.is_ok() { def.endpoints.as_slice() } else { &[] };
+        for endpoint in wanted {
             if service.listeners.iter().any(|l| l.endpoint() == endpoint) {
                 continue;
             }
@@ -169,7 +174,7 @@ impl Master {
                 let first = service.unbound.is_none();
                 let at = service.bind_failed(now, &fault);
                 self.timers.set(Timer::Bind(id), Some(at));
-                if first {
+                if first && fault != no_room() {
                     Notice::BindFailed { ext_name, name, reason: fault.to_string() }.log();
                 }
                 // Half of the sockets would be another service than the one that is defined.
