@@ -20,7 +20,7 @@ use worker_proto::main_cf::MainCf;
 use worker_proto::params::CommonParams;
 use worker_proto::server::{self, CONFIG_DIRECTORY};
 
-use crate::listing;
+use crate::listing::{self, EMPTY, Lister};
 use crate::maildrop;
 use crate::store::Store;
 use crate::wire;
@@ -105,15 +105,18 @@ pub fn run(common: &CommonParams, words: &[String]) -> (u8, String) {
         }
     }
     let path = queue.join("private/qmgr");
-    let mut asked = ask(queue, words);
-    // One that ended just now, for a reload, has a successor.
+    let mut out = Parts::default();
+    let mut asked = ask(queue, words, &mut out);
+    // One that ended just now, for a reload, has a successor. What was told is not told twice.
     for _ in 1..ASKED {
-        if !asked.as_ref().is_err_and(wire::is_cut) {
+        if out.begun || !asked.as_ref().is_err_and(wire::is_cut) {
             break;
         }
-        asked = ask(queue, words);
+        asked = ask(queue, words, &mut out);
     }
     let (code, text) = match asked {
+        _ if out.closed => return (0, String::new()),
+        Ok((0, text)) if text.is_empty() && out.empty => (0, EMPTY.to_owned()),
         Ok((0, text)) => (0, text),
         Ok((code, text)) => (code, format!("alertq: {text}")),
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
@@ -121,13 +124,12 @@ pub fn run(common: &CommonParams, words: &[String]) -> (u8, String) {
         }
         Err(e) => {
             let fault = Fault::io(format!("ask {}", path.display()), &e);
-            offline(words).unwrap_or_else(|| (69, format!("alertq: fatal: {fault}\n")))
+            let failed = (69, format!("alertq: fatal: {fault}\n"));
+            if out.begun { failed } else { offline(words, &mut out).unwrap_or(failed) }
         }
     };
     (code, printable(&with_dropped(words, code, text)))
 }
-
-const EMPTY: &str = "Mail queue is empty\n";
 
 /// A list tells of messages that qmgr has not taken in yet, too.
 fn with_dropped(words: &[String], code: u8, text: String) -> String {
@@ -159,21 +161,44 @@ fn printable(text: &str) -> String {
     shown
 }
 
+/// A long answer on its way to standard output.
+#[derive(Default)]
+struct Parts {
+    begun: bool,
+    /// The list is empty, which is told at the end if nothing else is.
+    empty: bool,
+    /// The reader has gone away: it wants no more.
+    closed: bool,
+}
+
+impl Parts {
+    fn take(&mut self, text: &str) -> io::Result<()> {
+        if text == EMPTY {
+            self.empty = true;
+            return Ok(());
+        }
+        self.begun |= !text.is_empty();
+        let written = io::stdout().write_all(printable(text).as_bytes());
+        self.closed |= written.is_err();
+        written
+    }
+}
+
 /// How often qmgr is asked when it goes in the middle.
 const ASKED: usize = 4;
 
-fn ask(queue: &Path, words: &[String]) -> io::Result<(u8, String)> {
+fn ask(queue: &Path, words: &[String], out: &mut Parts) -> io::Result<(u8, String)> {
     // Relative to it: a socket's name may have 107 bytes, and an instance may lie deep.
     std::env::set_current_dir(queue)?;
     let mut stream = UnixStream::connect("private/qmgr")?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    wire::ask(&mut stream, words)
+    wire::ask(&mut stream, words, |text| out.take(text))
 }
 
 /// What can be told without qmgr; None when it runs after all, or is needed. The queue directory is
 /// the working directory.
-fn offline(words: &[String]) -> Option<(u8, String)> {
+fn offline(words: &[String], out: &mut Parts) -> Option<(u8, String)> {
     let is_new = !Path::new("queue/queue.db").exists();
     if is_new && words == ["list"] && maildrop::count(Path::new(maildrop::DIRECTORY)) > 0 {
         return Some((0, EMPTY.to_owned()));
@@ -182,8 +207,15 @@ fn offline(words: &[String]) -> Option<(u8, String)> {
     let doing = |_| ("queued", None);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let text = match words.as_slice() {
-        ["list"] => listing::list(&store, &doing, false).ok()?,
-        ["list", "--json"] => listing::list(&store, &doing, true).ok()?,
+        ["list"] | ["list", "--json"] => {
+            let mut lister = Lister::new(words.len() > 1);
+            while let Some(page) = lister.page(&store, &doing).ok()? {
+                if out.take(&page).is_err() {
+                    break;
+                }
+            }
+            if out.empty { EMPTY.to_owned() } else { String::new() }
+        }
         ["list", "--failed"] => listing::failed(&store, false).ok()?,
         ["list", "--failed", "--json"] | ["list", "--json", "--failed"] => {
             listing::failed(&store, true).ok()?

@@ -14,41 +14,68 @@ use crate::store::{MessageNo, Recipient, RecipientState, Store, StoreError, Summ
 /// What the running queue knows of a message: what it is doing, and in how many seconds it is tried.
 pub type Doing<'a> = dyn Fn(MessageNo) -> (&'static str, Option<u64>) + 'a;
 
-const PAGE: usize = 1000;
+/// The list of an empty queue.
+pub const EMPTY: &str = "Mail queue is empty\n";
 
-/// Every queued message.
-///
-/// # Errors
-/// The store cannot be read.
-pub fn list(store: &Store, doing: &Doing<'_>, as_json: bool) -> Result<String, StoreError> {
-    let mut text = String::new();
-    let (mut last, mut count, mut bytes) = (MessageNo(0), 0_u64, 0_u64);
-    loop {
-        let page = store.queued(last, PAGE)?;
+/// Messages of one page: qmgr writes one between two turns, and nobody notices.
+const PAGE: usize = 200;
+
+/// A list of every queued message, page by page.
+#[derive(Debug)]
+pub struct Lister {
+    as_json: bool,
+    last: MessageNo,
+    count: u64,
+    bytes: u64,
+    done: bool,
+}
+
+impl Lister {
+    /// A list that begins with the oldest message.
+    #[must_use]
+    pub const fn new(as_json: bool) -> Self {
+        Self { as_json, last: MessageNo(0), count: 0, bytes: 0, done: false }
+    }
+
+    /// The next page; None behind the last one.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn page(&mut self, store: &Store, doing: &Doing<'_>) -> Result<Option<String>, StoreError> {
+        if self.done {
+            return Ok(None);
+        }
+        let page = store.queued(self.last, PAGE)?;
+        let mut text = String::new();
+        if self.count == 0 && !self.as_json && !page.is_empty() {
+            text.push_str(HEAD);
+        }
         for message in &page {
             let recipients = store.recipients(message.no)?;
-            if as_json {
+            if self.as_json {
                 let _ = writeln!(text, "{}", object(message, &recipients, doing));
             } else {
                 entry(&mut text, message, &recipients, doing);
             }
-            count += 1;
-            bytes += message.size;
-            last = message.no;
+            self.count += 1;
+            self.bytes += message.size;
+            self.last = message.no;
         }
-        if page.len() < PAGE {
-            break;
+        self.done = page.len() < PAGE;
+        if self.done && !self.as_json {
+            text.push_str(&self.end());
         }
+        Ok(Some(text))
     }
-    if as_json {
-        return Ok(text);
+
+    fn end(&self) -> String {
+        if self.count == 0 {
+            return EMPTY.to_owned();
+        }
+        let kbytes = self.bytes.div_ceil(1024);
+        let plural = if self.count == 1 { "" } else { "s" };
+        format!("-- {kbytes} Kbytes in {} Request{plural}.\n", self.count)
     }
-    if count == 0 {
-        return Ok("Mail queue is empty\n".to_owned());
-    }
-    let kbytes = bytes.div_ceil(1024);
-    let plural = if count == 1 { "" } else { "s" };
-    Ok(format!("{HEAD}{text}-- {kbytes} Kbytes in {count} Request{plural}.\n"))
 }
 
 /// Every message that has failed for a recipient and is still listed, the last first.
@@ -179,6 +206,42 @@ mod tests {
     use super::*;
     use crate::store::Accepted;
     use crate::wire::{Lane, Submission};
+
+    fn list(store: &Store, doing: &Doing<'_>, as_json: bool) -> Result<String, StoreError> {
+        let mut lister = Lister::new(as_json);
+        let mut text = String::new();
+        while let Some(page) = lister.page(store, doing)? {
+            text.push_str(&page);
+        }
+        Ok(text)
+    }
+
+    #[test]
+    fn q12_a_long_list_comes_in_pages_and_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut store, _) = Store::open(dir.path(), 0).unwrap();
+        let submission = Submission {
+            sender: String::new(),
+            recipients: vec!["b@y".to_owned()],
+            origin: "uid 0".to_owned(),
+            lane: Lane::Normal,
+            token: String::new(),
+            body: b"x\r\n".to_vec(),
+        };
+        for _ in 0..2 * PAGE {
+            store.accept(&submission, 100).unwrap();
+        }
+        store.commit().unwrap();
+        let mut lister = Lister::new(true);
+        let mut lines = Vec::new();
+        while let Some(page) = lister.page(&store, &|_| ("queued", None)).unwrap() {
+            lines.push(page.lines().count());
+        }
+        assert_eq!(lines, [PAGE, PAGE, 0]);
+        let text = list(&store, &|_| ("queued", None), false).unwrap();
+        assert_eq!(text.matches("-Queue ID-").count(), 1);
+        assert!(text.ends_with(&format!(" in {} Requests.\n", 2 * PAGE)), "{text}");
+    }
 
     #[test]
     fn q13_the_list_says_why_and_when() {

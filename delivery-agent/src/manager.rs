@@ -17,6 +17,7 @@ use worker_proto::params::CommonParams;
 use worker_proto::server::{self, Configured, Limit};
 
 use crate::alerts_cf::AlertsCf;
+use crate::listing::Lister;
 use crate::params::SubmitParams;
 use crate::queue::{Limits, Queue};
 use crate::retry::MessageRule;
@@ -28,6 +29,7 @@ mod dropped;
 mod failures;
 mod in_flight;
 mod link;
+mod listings;
 mod operator;
 mod queue_clock;
 mod setup;
@@ -98,6 +100,8 @@ pub struct Manager {
     next_cleaning: Time,
     /// Answers to operators, held back until what they asked for is on disk.
     answers: Vec<(Token, Header)>,
+    /// Lists of the queue that are being written.
+    listings: HashMap<Token, Lister>,
     leaving: Option<Leaving>,
     /// What is to be done with the store.
     care: Care,
@@ -187,6 +191,7 @@ impl Multi for Manager {
             wants_agent: false,
             next_cleaning: Time::ZERO,
             answers: Vec::new(),
+            listings: HashMap::new(),
             leaving: None,
             care: Care::default(),
             notices: Notices::default(),
@@ -194,7 +199,7 @@ impl Multi for Manager {
         })
     }
 
-    fn start(&mut self, _: &mut Reactor, now: Time) -> Result<(), Fault> {
+    fn start(&mut self, reactor: &mut Reactor, now: Time) -> Result<(), Fault> {
         match self.load(now) {
             // It is put aside at the end of the turn, and what can be read comes back from there.
             Err(StoreError::Damaged(_)) => {}
@@ -205,6 +210,7 @@ impl Multi for Manager {
         }
         let were_in_flight = std::mem::take(&mut self.were_in_flight);
         self.expect_survivors(now, were_in_flight);
+        self.drops.watch(reactor);
         self.drops.look(now);
         Ok(())
     }
@@ -225,6 +231,8 @@ impl Multi for Manager {
             self.agent_ready(reactor, now, token);
         } else if self.survivors.contains_key(&token) {
             self.survivor_ready(reactor, now, token);
+        } else if self.drops.is_watched_by(token) {
+            self.drops.something_new(now);
         } else {
             self.client_ready(reactor, now, token);
         }
@@ -247,6 +255,7 @@ impl Multi for Manager {
         self.tend_store(now);
         self.feed_agents(reactor, now);
         self.flush_notes(told);
+        self.list_on(now);
     }
 
     fn deadline(&self) -> Option<Time> {
@@ -255,6 +264,7 @@ impl Multi for Manager {
         let agents = self.wants_agent.then_some(self.agents_from);
         // One turn after the other until the drop directory is empty.
         let dropped = self.drops.deadline().filter(|_| self.takes_files());
+        let listing = self.lists().then_some(Time::ZERO);
         let lingering = self.agents.values().filter_map(Agent::deadline).min();
         let leaving = match self.leaving {
             Some(Leaving::Stopped(end)) => Some(end),
@@ -268,6 +278,7 @@ impl Multi for Manager {
             queue,
             agents,
             dropped,
+            listing,
             lingering,
             storage,
             self.notices.deadline().filter(|_| self.gives_out()),
@@ -332,10 +343,7 @@ impl Manager {
             let uid = client.uid;
             match client.link.decoder.next_frame() {
                 Ok(Some(Header::Offer(submission))) => self.take_offer(now, token, submission),
-                Ok(Some(Header::Ask(words))) => {
-                    let (code, text) = self.asked(now, uid, &words);
-                    self.answers.push((token, Header::Answer(code, text)));
-                }
+                Ok(Some(Header::Ask(words))) => self.asked(now, token, uid, &words),
                 Ok(Some(Header::Announce(held))) => {
                     return self.survivor(reactor, now, token, held);
                 }

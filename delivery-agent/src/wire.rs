@@ -145,7 +145,9 @@ pub enum Header {
     News(RelayNews),
     /// An operator's request, in words; the answer is [`Header::Answer`].
     Ask(Vec<String>),
-    /// The answer to an operator: exit status and text.
+    /// The first part of a long answer to an operator, or the next one.
+    Part(String),
+    /// The answer to an operator, or its last part: exit status and text.
     Answer(u8, String),
 }
 
@@ -293,16 +295,24 @@ pub fn offer<S: Read + Write>(stream: &mut S, submission: &Submission) -> io::Re
     }
 }
 
-/// Asks what an operator wants to know or do: the exit status and the text.
+/// Asks what an operator wants to know or do: the exit status and the text, or the end of a text that
+/// has come in parts.
 ///
 /// # Errors
-/// The connection is lost or slow.
-pub fn ask<S: Read + Write>(stream: &mut S, words: &[String]) -> io::Result<(u8, String)> {
+/// The connection is lost or slow, or a part cannot be taken.
+pub fn ask<S: Read + Write>(
+    stream: &mut S,
+    words: &[String],
+    mut take_part: impl FnMut(&str) -> io::Result<()>,
+) -> io::Result<(u8, String)> {
     send(stream, &Header::Ask(words.to_vec()))?;
-    match receive(stream)? {
-        Some(Header::Answer(code, text)) => Ok((code, text)),
-        Some(_) => Err(BadFrame.into()),
-        None => Err(io::ErrorKind::UnexpectedEof.into()),
+    loop {
+        match receive(stream)? {
+            Some(Header::Part(text)) => take_part(&text)?,
+            Some(Header::Answer(code, text)) => return Ok((code, text)),
+            Some(_) => return Err(BadFrame.into()),
+            None => return Err(io::ErrorKind::UnexpectedEof.into()),
+        }
     }
 }
 

@@ -1,12 +1,15 @@
 //! dropped - the drop directory: when it is looked through, and what becomes of its files
 
 use std::collections::HashMap;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mio::Token;
+use mio::{Interest, Token};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use worker_proto::clock::Time;
 use worker_proto::diagnostic::Fault;
+use worker_proto::multi::Reactor;
 
 use super::{Manager, Offered, setup};
 use crate::maildrop::{self, Collector, Found, Limits};
@@ -34,6 +37,8 @@ pub(super) struct DropBox {
     /// Why not every file of this turn could be stored.
     trouble: Option<String>,
     strikes: HashMap<PathBuf, u8>,
+    /// Tells of new files while qmgr runs.
+    watch: Option<(Inotify, Token)>,
 }
 
 impl DropBox {
@@ -47,7 +52,42 @@ impl DropBox {
             taken: Vec::new(),
             trouble: None,
             strikes: HashMap::new(),
+            watch: None,
         }
+    }
+
+    /// Whoever drops a file has nobody to tell: the kernel tells. Where it cannot, the next wakeup
+    /// comes by.
+    pub(super) fn watch(&mut self, reactor: &mut Reactor) {
+        let flags = InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC;
+        let watched = Inotify::init(flags).and_then(|inotify| {
+            inotify.add_watch(maildrop::DIRECTORY, AddWatchFlags::IN_MOVED_TO)?;
+            Ok(inotify)
+        });
+        let added = watched.map_err(std::io::Error::from).and_then(|inotify| {
+            let token = reactor.add(inotify.as_fd(), Interest::READABLE)?;
+            Ok((inotify, token))
+        });
+        match added {
+            Ok(watch) => self.watch = Some(watch),
+            Err(e) => {
+                let cause = Fault::io("watch maildrop", &e);
+                log::warn!("{cause}: files in it are taken at wakeups alone");
+            }
+        }
+    }
+
+    pub(super) fn is_watched_by(&self, token: Token) -> bool {
+        self.watch.as_ref().is_some_and(|(_, own)| *own == token)
+    }
+
+    /// The kernel has told of something.
+    pub(super) fn something_new(&mut self, now: Time) {
+        if let Some((inotify, _)) = &self.watch {
+            // It tells once for all that is there; what it is, the directory says.
+            while inotify.read_events().is_ok_and(|events| !events.is_empty()) {}
+        }
+        self.look(now);
     }
 
     /// There may be something new. While the store takes nothing, that changes nothing.

@@ -36,6 +36,11 @@ impl Link {
         self.output.extend_from_slice(&header.encode());
     }
 
+    /// Whether everything that was sent has gone.
+    pub(super) const fn is_flushed(&self) -> bool {
+        self.output.is_empty()
+    }
+
     /// Writes and reads what it can. False: the other end is gone, or of no more use.
     pub(super) fn advance(&mut self) -> bool {
         self.flush();

@@ -2,30 +2,39 @@
 
 use std::fmt::Write;
 
+use mio::Token;
 use worker_proto::clock::Time;
 
 use super::Manager;
 use crate::listing;
 use crate::retry::Health;
 use crate::store::{MessageNo, StoreError};
+use crate::wire::Header;
 
 type Answer = (u8, String);
 
 impl Manager {
-    /// Answers a request; only root and the queue's owner may ask.
-    pub(super) fn asked(&mut self, now: Time, uid: u32, words: &[String]) -> Answer {
-        if uid != 0 && uid != self.owner {
-            return (77, "only the superuser may do that\n".to_owned());
-        }
+    /// Answers a request; only root and the queue's owner may ask. A list is answered in parts.
+    pub(super) fn asked(&mut self, now: Time, token: Token, uid: u32, words: &[String]) {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let answer = match words.as_slice() {
+            _ if uid != 0 && uid != self.owner => {
+                (77, "only the superuser may do that\n".to_owned())
+            }
+            ["list"] => return self.begin_list(token, false),
+            ["list", "--json"] => return self.begin_list(token, true),
+            words => self.answer(now, words),
+        };
+        self.answers.push((token, Header::Answer(answer.0, answer.1)));
+    }
+
+    fn answer(&mut self, now: Time, words: &[&str]) -> Answer {
         let queue_now = self.clock.now(now);
         let doing = |no: MessageNo| {
             let next = self.queue.due(no).map(|due| due.since(queue_now).as_secs());
             (self.queue.state(no), next)
         };
-        let result = match words.as_slice() {
-            ["list"] => listing::list(&self.store, &doing, false).map(ok),
-            ["list", "--json"] => listing::list(&self.store, &doing, true).map(ok),
+        let result = match words {
             ["list", "--failed"] => listing::failed(&self.store, false).map(ok),
             ["list", "--failed", "--json"] | ["list", "--json", "--failed"] => {
                 listing::failed(&self.store, true).map(ok)
