@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use belfry_tests::instance::{Instance, account};
 use belfry_tests::net::Client;
+use belfry_tests::process::Process;
 use belfry_tests::relay::{Act, Relay};
 use belfry_tests::wait;
 use nix::sys::signal::Signal;
@@ -176,8 +177,8 @@ fn q06_a_stop_in_the_middle_of_a_drain_repeats_nothing() {
     instance.finish(&[]);
 }
 
-/// The store fails when the outcome of a delivery is written: qmgr ended, nobody woke the next one,
-/// and it would have sent the message again.
+/// The store fails when the outcome of a delivery is written, and qmgr goes before it can be written:
+/// the next one would have sent the message again.
 #[test]
 fn q08_after_a_failure_of_the_store_the_next_qmgr_is_told_what_was_sent() {
     let attempts = AtomicUsize::new(0);
@@ -196,13 +197,14 @@ fn q08_after_a_failure_of_the_store_the_next_qmgr_is_told_what_was_sent() {
     limit.uid(account().uid.as_raw()).gid(account().gid.as_raw());
     let output = limit.output().expect("prlimit is there");
     assert!(output.status.success(), "{output:?}");
-    wait::until("another qmgr", wait::LONG, || {
-        instance.workers("qmgr").iter().any(|p| p.pid != qmgr).then_some(())
-    });
+    wait::until("the delivery", wait::LONG, || (relay.taken().len() == 1).then_some(()));
+    let process = Process::read(qmgr).expect("it waits for its store");
+    process.signal(Signal::SIGKILL);
+    instance.log().wait_for("its delivery agent goes on with it");
     instance.log().wait_for("status=sent");
     instance.log().wait_for(": removed");
     assert_eq!(relay.taken().len(), 1, "it was not sent again");
-    instance.finish(&[]);
+    instance.finish_with(&["killed by signal 9"], &["bad command startup"]);
 }
 
 /// Kills processes of a program while mail comes in and goes out over two relays, and tells how often
