@@ -41,6 +41,7 @@ use crate::stage2;
 pub fn main(words: &[OsString]) -> ExitCode {
     match words.get(1).and_then(|w| w.to_str()) {
         Some(stage2::OPTION) => return second_stage(&words[2..]),
+        Some(stage2::EXECUTE_OPTION) => return stage2::execute(&words[2..]),
         Some(names::RESOLVE_OPTION) => return resolve(&words[2..]),
         Some(resume::CHECK_OPTION) => return resume::check(),
         _ => {}

@@ -5,9 +5,11 @@
 
 use std::ffi::{CString, OsString};
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Command, ExitCode};
 
 use nix::sys::prctl::set_no_new_privs;
 use nix::sys::resource::{RLIM_INFINITY, Resource as Rlimit, setrlimit};
@@ -20,6 +22,8 @@ use crate::limits::{self, Limit, Resource, Setting, Value};
 
 /// The option that asks for it.
 pub const OPTION: &str = "--stage2";
+/// The option that asks for [`execute`].
+pub const EXECUTE_OPTION: &str = "--execute";
 /// How many words come before the program's own arguments.
 pub const WORDS: usize = 5;
 
@@ -51,6 +55,20 @@ pub fn run(words: &[OsString]) -> Fault {
         Ok(never) => match never {},
         Err(errno) => Fault::io(format!("exec {}", path.to_string_lossy()), &errno.into()),
     }
+}
+
+/// Becomes a program; the words are those behind [`EXECUTE_OPTION`]. It only returns to say why not, as
+/// the master does when it cannot start one.
+#[must_use]
+pub fn execute(words: &[OsString]) -> ExitCode {
+    let [program, args @ ..] = words else {
+        return ExitCode::FAILURE;
+    };
+    let error = Command::new(program).args(args).exec();
+    let text = sys::errno_text(&error);
+    // The reader may have lost its patience.
+    let _ = writeln!(io::stderr(), "{}: {text}", program.to_string_lossy());
+    ExitCode::FAILURE
 }
 
 fn set_up(limits: &[Limit], cgroup: &Path) -> Result<(), Fault> {

@@ -4,6 +4,7 @@
 //! The process is reaped like any other that is no worker. Whatever it does, it takes no more memory
 //! here than its answer may, and it does not outlive the wait for it.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsFd;
@@ -17,6 +18,7 @@ use nix::unistd::{Pid, pipe2};
 use worker_proto::sys;
 
 use super::sources::{Source, Sources};
+use crate::stage2;
 
 pub(super) struct Helper {
     output: File,
@@ -26,6 +28,18 @@ pub(super) struct Helper {
     process: Option<Pid>,
     /// The longest answer.
     most: usize,
+}
+
+/// The program that runs, also when another has been installed in its place.
+pub(super) const THIS_PROGRAM: &str = "/proc/self/exe";
+
+/// A command that executes another program. The caller of [`Helper::start`] waits until the process
+/// has executed its program, which can take long for one that was not run before (a virus scanner): it
+/// is this program, which then executes the other.
+pub(super) fn command(program: &OsStr) -> Command {
+    let mut command = Command::new(THIS_PROGRAM);
+    command.arg(stage2::EXECUTE_OPTION).arg(program);
+    command
 }
 
 /// The longest answer of a program that is asked whether it can go on; no list of errors is longer.

@@ -14,7 +14,7 @@ use worker_proto::abi::Transport;
 use worker_proto::clock::Time;
 use worker_proto::diagnostic::Fault;
 
-use super::helper::Helper;
+use super::helper::{self, Helper};
 use super::service::{Service, has_group, prepare_groups};
 use super::{Master, ServiceId, Source, Timer, no_room};
 use crate::avail::Event;
@@ -69,7 +69,7 @@ impl Master {
             return self.finish_reload(now, extent, read);
         }
         // A slow resolver stops nobody there. It writes a line for each host with its addresses.
-        let mut command = Command::new(&self.birth.program);
+        let mut command = Command::new(helper::THIS_PROGRAM);
         command.arg(RESOLVE_OPTION).args(names.missing()).stdin(Stdio::null());
         match Helper::start(command, &mut self.sources, Source::Names) {
             Ok(helper) => {
@@ -318,7 +318,8 @@ impl Master {
         let mut grace = self.config.master.stop_grace;
         if let Some(service) = self.services.get(&id) {
             let endpoints = &service.configured.def.endpoints;
-            if !self.config.master.postfix_compat() {
+            let compat = self.config.master.postfix_compat();
+            if !compat {
                 // Another type may listen at the same path from now on.
                 let unused = |l: &&Listener| !used.contains(l.endpoint());
                 service.listeners.iter().filter(unused).for_each(Listener::unlink);
@@ -326,7 +327,7 @@ impl Master {
             // A service of another name goes on with its clients, as with those of a changed one.
             let goes_on = |e: &Endpoint| used.contains(e) || used.iter().any(|u| u.overlaps(e));
             let inet = key.transport == Transport::Inet;
-            if inet && endpoints.iter().all(goes_on) {
+            if inet && !compat && endpoints.iter().all(goes_on) {
                 grace = grace.max(CHANGED_GRACE);
             }
         }

@@ -10,7 +10,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use mio::Interest;
@@ -21,7 +20,7 @@ use worker_proto::clock::Time;
 use worker_proto::diagnostic::Fault;
 use worker_proto::sys::{self, errno_text};
 
-use super::helper::Helper;
+use super::helper::{self, Helper};
 use super::jobs::STOPPING;
 use super::reload::version;
 use super::service::{Live, Service, Unbound, has_group};
@@ -75,7 +74,7 @@ impl Master {
     }
 
     fn ask_successor(&mut self, program: &Path) -> io::Result<Helper> {
-        let mut command = Command::new(program);
+        let mut command = helper::command(program.as_os_str());
         command.arg(resume::CHECK_OPTION).stdin(self.save().write()?);
         Helper::start(command, &mut self.sources, Source::Verdict)
     }
