@@ -74,6 +74,8 @@ struct Unit<'a> {
     /// Jobs that were offered to the session, in that order.
     flying: VecDeque<Job>,
     current: Option<Current>,
+    /// Sessions with other relays that have nothing to do at the moment, by relay.
+    parked: Vec<Option<Current>>,
     /// Leases that were received.
     received: u64,
     /// The last lease for which each relay is not to be asked, as it has failed. qmgr decides about
@@ -97,6 +99,7 @@ impl Agent {
             received: 0,
             flying: VecDeque::new(),
             current: None,
+            parked: self.relays.iter().map(|_| None).collect(),
             down: vec![None; self.relays.len()],
             lock_step: vec![false; self.relays.len()],
             last_failure: "no relay can be used".to_owned(),
@@ -119,7 +122,12 @@ impl Agent {
             }
             unit.wait(now);
         }
-        unit.quit(Time::now());
+        let now = Time::now();
+        unit.quit(now);
+        for relay in 0..unit.parked.len() {
+            unit.current = unit.parked[relay].take();
+            unit.quit(now);
+        }
     }
 }
 
@@ -237,14 +245,17 @@ impl Unit<'_> {
                 continue;
             };
             match &mut self.current {
-                None => self.connect(relay),
+                None => self.open(now, relay),
                 Some(current) => {
                     let old = now.since(current.since) >= self.agent.session_limit;
                     if current.relay != relay || old {
                         if !self.flying.is_empty() {
                             return;
                         }
-                        self.quit(now);
+                        match old {
+                            true => self.quit(now),
+                            false => self.park(),
+                        }
                         continue;
                     }
                     if !current.link.session().wants_mail() {
@@ -277,6 +288,28 @@ impl Unit<'_> {
                 }
                 self.waiting.push_front(job);
             }
+        }
+    }
+
+    /// Leaves a session for one with another relay, and keeps it: what one relay refuses goes to the
+    /// next message by message.
+    fn park(&mut self) {
+        if let Some(current) = self.current.take() {
+            let relay = current.relay;
+            self.parked[relay] = Some(current);
+        }
+    }
+
+    /// Goes on with a session that was left, or begins one.
+    fn open(&mut self, now: Time, relay: usize) {
+        match self.parked[relay].take() {
+            Some(mut current) => {
+                // The relay may have ended it meanwhile.
+                current.link.read(now);
+                self.current = Some(current);
+                self.events(now);
+            }
+            None => self.connect(relay),
         }
     }
 

@@ -38,6 +38,8 @@ enum Fault {
     CloseAt(usize),
     /// This answer to RCPT for this recipient.
     AnswerTo(&'static str, &'static str),
+    /// This answer to RCPT, and then the line is closed.
+    AnswerAndClose(&'static str),
     /// So many recipients at a time.
     AtMost(usize),
     /// The answer at this stage comes so much later.
@@ -158,6 +160,7 @@ impl Conversation {
                     let answer = match self.fault {
                         _ if refused => "550 5.1.1 who\r\n",
                         Fault::AnswerTo(to, text) if line.contains(to) => text,
+                        Fault::AnswerAndClose(text) => text,
                         Fault::AtMost(most) if recipients.len() == most => "452 4.5.3 many\r\n",
                         _ => "250 ok\r\n",
                     };
@@ -166,6 +169,10 @@ impl Conversation {
                     }
                 }
                 "DATA" => {
+                    if matches!(self.fault, Fault::AnswerAndClose(_)) {
+                        self.say("data", "554 5.5.1 nobody\r\n")?;
+                        return Err(Over);
+                    }
                     if !self.say("data", "354 go\r\n")? {
                         continue;
                     }
@@ -471,6 +478,33 @@ fn r3_refusals_belong_to_the_message_and_the_session_goes_on() {
             assert_eq!(words(report), [word], "{answer} at {stage}");
         }
         assert!(reports.iter().flat_map(|r| &r.relays).all(|n| !fails(n)), "{answer} at {stage}");
+    }
+}
+
+/// Each message that the first relay refused cost a session with either.
+#[test]
+fn s2_what_one_relay_refuses_costs_no_session_each() {
+    // A second connection to the first relay would be served without a fault.
+    let greylist = Fault::Answer("rcpt", "450 4.7.1 later\r\n");
+    let peers = [Peer::new(&[greylist]), Peer::new(&[])];
+    let leases = (0..20).map(|n| lease(n, &["x@y"])).collect();
+    let (reports, got) = deliver(&peers, PATIENT, leases);
+    assert!(reports.iter().all(|r| words(r) == ["a deferred", "b sent"]));
+    assert_eq!((got[0].len(), got[1].len()), (0, 20));
+    assert!(got[1].iter().all(|g| g.connection == 0));
+}
+
+/// A session that was left for another relay is closed by its relay meanwhile.
+#[test]
+fn s2_a_session_that_was_left_and_has_ended_is_opened_again() {
+    let answer = Fault::AnswerAndClose("450 4.7.1 later\r\n");
+    let peers = [Peer::new(&[answer; 30]), Peer::new(&[])];
+    let rounds = (0..5).map(|n| lease(n, &["x@y"])).collect();
+    let relays = vec![relay("a", Some(peers[0].address())), relay("b", Some(peers[1].address()))];
+    let (reports, _) = deliver_in_turn(relays, &peers, rounds);
+    for report in &reports {
+        assert_eq!(words(report), ["a deferred", "b sent"]);
+        assert!(report.relays.iter().all(|n| !fails(n)), "{report:?}");
     }
 }
 

@@ -31,7 +31,8 @@ impl Single for Delivery {
         for relay in &mut relays {
             relay.resolve();
             if relay.addresses.is_empty() {
-                log::warn!("relay {}: {}", relay.name, relay.problem);
+                // qmgr says so once; each new process would say it again.
+                log::debug!("relay {}: {}", relay.name, relay.problem);
             }
         }
         if relays.is_empty() {

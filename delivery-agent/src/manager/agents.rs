@@ -139,7 +139,8 @@ impl Manager {
     }
 
     /// Logs what became of a message and puts it into the store.
-    fn carry_out(&mut self, now: Time, verdict: Verdict) {
+    fn carry_out(&mut self, now: Time, mut verdict: Verdict) {
+        Self::tell(verdict.change.take());
         let no = verdict.no;
         let seconds = self.clock.stored(self.clock.now(now));
         let summary = self.store.by_no(no).ok().flatten();

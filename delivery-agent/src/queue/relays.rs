@@ -20,6 +20,10 @@ pub(super) struct Relay {
     pub(super) clock: RelayClock,
     /// Agents at a time.
     pub(super) window: usize,
+    /// Where the window ends: sessions beyond that failed while others worked. It grows again with
+    /// every so many deliveries.
+    pub(super) most: usize,
+    pub(super) delivered: u32,
     /// Messages that may be sent there now.
     pub(super) ready: Lanes,
     /// Messages that may be sent there later.
@@ -35,6 +39,8 @@ impl Relay {
             name: name.to_owned(),
             clock: RelayClock::default(),
             window,
+            most: usize::MAX,
+            delivered: 0,
             ready: Lanes::default(),
             waiting: BTreeSet::new(),
             broke: BTreeSet::new(),
@@ -67,6 +73,7 @@ impl Queue {
             // It does so each time, and others go through: its own clock is enough (R6).
             return None;
         }
+        let others = self.busy(index);
         let relay = self.relays.get_mut(index)?;
         let (clock, reply) = (&mut relay.clock, news.reply.as_str());
         let fresh = match news.finding {
@@ -85,7 +92,12 @@ impl Queue {
                 return None;
             }
             Finding::Unreachable => clock.unreachable(now, reply, seed, by_probe),
-            Finding::Fails => clock.fails(now, reply, seed, by_probe),
+            Finding::Fails => {
+                if clock.is_up() && others > 0 {
+                    (relay.most, relay.delivered) = (others, 0);
+                }
+                clock.fails(now, reply, seed, by_probe)
+            }
             Finding::Broke => clock.broke(now, reply, seed, by_probe),
         };
         fresh.then(|| RelayChange::Down(relay.name.clone(), news.reply.clone()))
@@ -168,13 +180,8 @@ impl Queue {
         };
         let choice = |lane| first(lane).map(|no| Choice { no, lane, relay: index });
         if relay.clock.is_up() {
-            let busy = self
-                .leases
-                .values()
-                .filter(|l| l.relays.first() == Some(&index) && !l.adopted)
-                .count();
             let lane = self.turns.next(|lane| first(lane).is_some())?;
-            return choice(lane).filter(|_| busy < relay.window);
+            return choice(lane).filter(|_| self.busy(index) < relay.window);
         }
         // It is being tried out. The urgent ones are not for that while another relay works.
         let mut lanes = LANES;
@@ -189,6 +196,12 @@ impl Queue {
             let open = self.cases.get(&no)?.gate(index).is_open(now);
             open.then_some(Choice { no, lane, relay: index })
         })
+    }
+
+    /// Agents that are at a relay, as far as is known.
+    fn busy(&self, relay: usize) -> usize {
+        let at = |leased: &&Leased| leased.relays.first() == Some(&relay) && !leased.adopted;
+        self.leases.values().filter(at).count()
     }
 
     /// When something is to be done about a relay by itself.

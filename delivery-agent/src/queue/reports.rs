@@ -4,13 +4,15 @@ use worker_proto::clock::Time;
 
 use super::case::{Case, Gate, Judge};
 use super::types::{Leased, State};
-use super::{Entry, Queue, Verdict};
-use crate::outcome::Outcome;
+use super::{Entry, Queue, RelayChange, Verdict};
+use crate::outcome::{Finding, Outcome, RelayNews};
 use crate::retry::probe_pause;
 use crate::store::{MessageNo, RecipientState};
 
 /// Messages whose agents died this often are held (Q7).
 const MOST_DEATHS: u8 = 3;
+/// Deliveries after which a relay that takes only so many sessions is tried with one more.
+const RISE: u32 = 1000;
 /// A relay that was to be asked about a message, and was not although it is not known to be down.
 const NOT_SENT: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -32,6 +34,7 @@ impl Queue {
             .iter()
             .filter_map(|(at, outcome)| Some((*leased.positions.get(*at)?, outcome)))
             .collect();
+        verdict.change = self.works_after_all(now, &leased, &told);
         let deferred = told
             .iter()
             .any(|(_, o)| matches!(o, Outcome::RejectedTemp { .. } | Outcome::InDoubt { .. }));
@@ -137,8 +140,37 @@ impl Queue {
     fn widen(&mut self, name: &str) {
         let most = self.limits.agents;
         if let Some(relay) = self.relays.iter_mut().find(|relay| relay.name == name) {
-            relay.window = (relay.window + 1).min(most);
+            relay.delivered += 1;
+            if relay.delivered >= RISE {
+                (relay.most, relay.delivered) = (relay.most.saturating_add(1), 0);
+            }
+            relay.window = (relay.window + 1).min(most).min(relay.most);
         }
+    }
+
+    /// A relay that counts as down has judged a message, in a session that was told to work before:
+    /// it works.
+    fn works_after_all(
+        &mut self,
+        now: Time,
+        leased: &Leased,
+        told: &[(i64, &Outcome)],
+    ) -> Option<RelayChange> {
+        let judged = |outcome: &Outcome| match outcome {
+            Outcome::Delivered { .. } => true,
+            Outcome::RejectedTemp { .. } | Outcome::RejectedPerm { .. } => {
+                outcome.relay().and_then(|name| self.relay_index(name)) == leased.probe
+            }
+            Outcome::InDoubt { .. } | Outcome::NotSent { .. } => false,
+        };
+        let is_down = |outcome: &Outcome| {
+            let index = outcome.relay().and_then(|name| self.relay_index(name));
+            index.is_some_and(|index| !self.relays[index].clock.is_up())
+        };
+        let (_, outcome) = told.iter().find(|(_, o)| judged(o) && is_down(o))?;
+        let relay = outcome.relay()?.to_owned();
+        let (finding, reply) = (Finding::Works, outcome.text().to_owned());
+        self.news(now, None, &RelayNews { relay, finding, reply })
     }
 
     /// When a relay that defers is asked again (R3); the last time is at the end of the lifetime (R4).

@@ -488,3 +488,44 @@ fn q6_recipients_that_a_surviving_agent_does_not_have_are_not_forgotten() {
     assert_eq!(queue.len(), 1);
     assert_eq!(lease_of(&mut queue, at(0), &[1]).unwrap().1.positions, [1]);
 }
+
+/// An agent whose session has worked before does not say so again.
+#[test]
+fn r1_a_delivery_shows_that_a_relay_is_up() {
+    let mut queue = queue(9, &["a"]);
+    queue.news(at(0), None, &news("a", Finding::Fails));
+    let now = queue.deadline().unwrap();
+    let probe = lease(&mut queue, now).unwrap();
+    let verdict = queue.report(now, probe, &[(0, delivered())]).unwrap();
+    assert_eq!(verdict.change, Some(RelayChange::Up("a".to_owned())));
+    lease(&mut queue, now).unwrap();
+    assert!(lease(&mut queue, now).is_some(), "more than one at a time");
+}
+
+/// A relay that takes two sessions and answers the others with 421.
+#[test]
+fn r1_a_relay_that_takes_few_sessions_gets_no_more() {
+    let mut queue = queue(500, &["a"]);
+    let (mut now, mut downs) = (at(0), 0);
+    while !queue.is_empty() {
+        let mut leases = Vec::new();
+        while let Some(lease) = lease(&mut queue, now) {
+            leases.push(lease);
+        }
+        if leases.is_empty() {
+            now = queue.deadline().unwrap();
+            continue;
+        }
+        for over in leases.split_off(leases.len().min(2)) {
+            let change = queue.news(now, Some(over), &news("a", Finding::Fails));
+            downs += usize::from(matches!(change, Some(RelayChange::Down(..))));
+            queue.report(now, over, &[(0, not_sent())]).unwrap();
+        }
+        for lease in leases {
+            queue.report(now, lease, &[(0, delivered())]).unwrap();
+        }
+        now = now + Duration::from_millis(10);
+    }
+    assert!(downs <= 5, "{downs} lines in the log");
+    assert!(now < at(60), "{now}");
+}

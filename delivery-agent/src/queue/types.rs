@@ -104,6 +104,8 @@ pub struct Verdict {
     pub outcomes: Vec<(i64, Outcome)>,
     /// What the end of those that failed is called in the log: bounced, expired.
     pub word: &'static str,
+    /// A relay that was down has delivered it.
+    pub change: Option<RelayChange>,
 }
 
 impl Verdict {
@@ -114,7 +116,7 @@ impl Verdict {
     }
 
     pub(super) fn of(no: MessageNo) -> Self {
-        Self { no, marks: vec![], deferred: None, outcomes: vec![], word: "bounced" }
+        Self { no, marks: vec![], deferred: None, outcomes: vec![], word: "bounced", change: None }
     }
 }
 
