@@ -100,6 +100,23 @@ fn q06_a_message_at_the_dot_is_not_repeated_when_qmgr_is_killed() {
     instance.finish_with(&["killed by signal 9"], &["bad command startup"]);
 }
 
+/// qmgr ends when its master has gone; the agent goes on, and finds the qmgr of the next master.
+#[test]
+fn q06_a_message_at_the_dot_is_not_repeated_when_the_master_is_killed() {
+    let gate = Gate::new();
+    let mut instance = gate.instance();
+    let agents = instance.workers("delivery-agent");
+    Process::read(instance.master_pid()).expect("it runs").signal(Signal::SIGKILL);
+    instance.start();
+    instance.log().wait_for("its delivery agent goes on with it");
+    gate.check(&instance);
+    // It is nobody's child any more.
+    wait::until("the old agent's end", wait::LONG, || {
+        agents.iter().all(|a| Process::read(a.pid).is_none_or(|p| p.zombie())).then_some(())
+    });
+    instance.finish(&[]);
+}
+
 /// An agent that dies together with its qmgr tells nobody: its message goes out again after a moment.
 #[test]
 fn q06_a_message_whose_agent_and_qmgr_are_killed_goes_out_again() {
