@@ -317,17 +317,19 @@ impl Manager {
     /// Takes in what the store has, and puts the times of a wrong clock right.
     fn load(&mut self, now: Time) -> Result<(), StoreError> {
         self.care.first = Some(self.store.last_number()?);
-        self.clamp_times(now)?;
+        let mut are_right = !self.store.ends_after(self.clock.stored(self.clock.now(now)))?;
         let mut last = MessageNo(0);
         loop {
             let page = self.store.queued(last, 1000)?;
-            let Some(end) = page.last() else {
-                self.care.checked = Some(MessageNo(0));
-                return Ok(());
-            };
+            let Some(end) = page.last() else { break };
             last = end.no;
-            page.iter().for_each(|m| self.take_in(now, m));
+            for m in &page {
+                self.take_in(now, m);
+                are_right &= self.is_time_right(now, m);
+            }
         }
+        self.care.checked = Some(MessageNo(0));
+        if are_right { Ok(()) } else { self.clamp_times(now) }
     }
 
     /// Reads what a client has to say.

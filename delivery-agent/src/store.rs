@@ -276,6 +276,16 @@ impl Store {
         clamp(self.db()?).map(drop).map_err(|e| self.note(e.into()))
     }
 
+    /// Whether a message has ended after a time.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub fn ends_after(&self, now: u64) -> Result<bool, StoreError> {
+        let sql = "SELECT EXISTS(SELECT 1 FROM message WHERE done > ?1)";
+        let found = self.db()?.query_row(sql, [signed(now)], |row| row.get(0));
+        found.map_err(|e| self.note(e.into()))
+    }
+
     /// The clock was set: messages after a number were stored by the clock as it was before, so many
     /// seconds behind.
     ///

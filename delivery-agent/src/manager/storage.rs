@@ -224,6 +224,12 @@ impl Manager {
         self.store.clamp_times(seconds, self.longest_pause().as_secs())
     }
 
+    /// Whether the times of a message can be, by this clock.
+    pub(super) fn is_time_right(&self, now: Time, m: &Summary) -> bool {
+        let seconds = self.clock.stored(self.clock.now(now));
+        m.arrived <= seconds && m.next_try <= seconds + self.longest_pause().as_secs()
+    }
+
     fn follow_wall_clock(&mut self, now: Time) {
         let Some(step) = self.clock.follow(now, clock::wall()) else { return };
         log::warn!("the clock was set by {step}s; the queue's times are moved with it");

@@ -226,11 +226,13 @@ fn times_of_a_wrong_clock_are_put_right() {
     assert!(store.mark(ended, &marks, 2 * YEAR).unwrap());
     store.commit().unwrap();
     // A year is behind us.
+    assert!(store.ends_after(YEAR).unwrap());
     store.clamp_times(YEAR, 1800).unwrap();
     store.commit().unwrap();
     let m = store.by_no(waiting).unwrap().unwrap();
     assert_eq!((m.arrived, m.next_try), (YEAR, YEAR + 1800));
     assert_eq!(store.by_no(ended).unwrap().unwrap().done, YEAR);
+    assert!(!store.ends_after(YEAR).unwrap());
     assert_eq!(store.forget_ended(YEAR + 1).unwrap(), 1);
     // And forward again: what this process has stored moves along.
     store.move_times(MessageNo(0), i64::try_from(YEAR).unwrap()).unwrap();
