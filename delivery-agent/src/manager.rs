@@ -209,7 +209,7 @@ impl Multi for Manager {
             log::info!("{} messages in the queue", self.queue.len());
         }
         let were_in_flight = std::mem::take(&mut self.were_in_flight);
-        self.expect_survivors(now, were_in_flight);
+        self.expect_survivors(were_in_flight);
         self.drops.watch(reactor);
         self.drops.look(now);
         Ok(())

@@ -36,8 +36,8 @@ worker_proto::params! {
         min_spare: Count = "0", "0"..="1000";
         /// With "postfix", what differs from Postfix's master in a way that can be seen is as there:
         /// numbers are read as far as they are digits; every pause lasts service_throttle_time, and a
-        /// reload does not end it; a worker that ends at once with status 0 makes no pause, and one
-        /// that is lost is not woken before its time; a local service at its limit is silent; the
+        /// reload does not end it; a worker that ends at once with status 0 makes no pause, and the
+        /// end of one that is lost or retired brings no wakeup before its time; a local service at its limit is silent; the
         /// socket of a removed service stays. What would end the master, let it hang or lose clients
         /// there does not come back with it: see tests/DIFFERENCES.md.
         compat: Text = "";

@@ -56,8 +56,9 @@ impl Missing {
 
 impl Manager {
     /// These were in flight: nobody gets them for a moment.
-    pub(super) fn expect_survivors(&mut self, now: Time, in_flight: Vec<MessageNo>) {
-        self.missing.until = now + MOMENT;
+    pub(super) fn expect_survivors(&mut self, in_flight: Vec<MessageNo>) {
+        // Reading a long queue took its time, in which nobody was heard.
+        self.missing.until = Time::now() + MOMENT;
         for no in in_flight {
             if let Some(lease) = self.queue.adopt(no, Vec::new(), &[]) {
                 self.in_flight.add(lease, no);
