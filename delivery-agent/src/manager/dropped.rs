@@ -17,7 +17,7 @@ use crate::store::StoreError;
 
 /// The pause after the store could take nothing, at first and at most; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// How often the store may fail to take a file before the file is at fault.
 const STRIKES: u8 = 2;
 /// Complaints of one step that get a line each.
