@@ -5,6 +5,7 @@ pub mod address;
 pub mod agent;
 pub mod alertq;
 pub mod alerts_cf;
+pub mod aliases;
 pub mod listing;
 pub mod maildrop;
 pub mod manager;

@@ -16,7 +16,6 @@ use worker_proto::multi::{Multi, Reactor};
 use worker_proto::params::CommonParams;
 use worker_proto::server::{self, Configured, Limit};
 
-use crate::alerts_cf::AlertsCf;
 use crate::listing::Lister;
 use crate::params::SubmitParams;
 use crate::queue::{Limits, Queue};
@@ -30,6 +29,7 @@ mod failures;
 mod in_flight;
 mod link;
 mod listings;
+mod local;
 mod operator;
 mod queue_clock;
 mod setup;
@@ -41,6 +41,7 @@ use dropped::DropBox;
 use failures::Notices;
 use in_flight::InFlight;
 use link::Link;
+use local::Local;
 use queue_clock::QueueClock;
 use storage::Care;
 use survivors::{Missing, Survivor};
@@ -68,6 +69,12 @@ worker_proto::params! {
         initial_destination_concurrency: Count = "5", "1"..="1000";
         /// Below this much free space, in bytes, no message is taken (452).
         queue_minfree: Count = "8388608";
+        /// The domains whose mail stays here: it is looked up in alias_maps, then goes to the addresses
+        /// of alerts.cf. So is mail to names without a domain.
+        mydestination: Words = "$myhostname, localhost.$mydomain, localhost";
+        /// Files in the syntax of aliases(5), such as /etc/aliases. They are read at start and reload;
+        /// commands and files as targets are not supported.
+        alias_maps: Words = "";
         /// The service of master.cf that delivers.
         delivery_service_name: Text = "private/delivery";
     }
@@ -79,7 +86,7 @@ pub struct Manager {
     params: QmgrParams,
     store: Store,
     queue: Queue,
-    alerts: AlertsCf,
+    local: Local,
     owner: u32,
     clock: QueueClock,
     clients: HashMap<Token, Connected>,
@@ -146,7 +153,7 @@ impl Multi for Manager {
         let params = QmgrParams::read(&mut configured.main_cf).map_err(|e| server::first(&e))?;
         let submit = SubmitParams::read(&mut configured.main_cf).map_err(|e| server::first(&e))?;
         let owner = setup::directories(&configured.common)?;
-        let alerts = setup::alerts(configured);
+        let local = Local::configure(configured, &params, owner);
         let relays = params.relayhost.clone();
         if relays.is_empty() {
             log::warn!("parameter relayhost is empty: messages stay in the queue");
@@ -175,7 +182,7 @@ impl Multi for Manager {
             params,
             store,
             queue: Queue::new(limits, &relays, seed),
-            alerts,
+            local,
             owner: owner.0,
             clock,
             clients: HashMap::new(),
@@ -373,7 +380,7 @@ impl Manager {
     }
 
     fn take_offer(&mut self, now: Time, token: Token, mut submission: Submission) {
-        submission.recipients = setup::complete(&submission.recipients, &self.alerts, &self.common);
+        submission.recipients = self.local.complete(&submission.recipients);
         let result = self.accept(now, &submission);
         let size = std::mem::take(&mut submission.body).len();
         self.offered.push((token, Offered { result, submission, size, replaces: None }));

@@ -180,3 +180,21 @@ fn mail_is_taken_within_seconds_while_smtpd_cannot_start() {
     instance.log().wait_for("smtpd_timeout");
     instance.finish_with(&["smtpd"], &["bad command startup", "process ", "configuration"]);
 }
+
+#[test]
+fn m3_mail_to_a_local_name_goes_where_its_alias_points() {
+    let relay = Relay::kind();
+    let mut instance = Instance::new();
+    let aliases = instance.config().join("aliases");
+    fs::write(&aliases, "root: joe\njoe: joe@y.example, |/bin/prog\n").unwrap();
+    instance
+        .parameter("relayhost", &relay.name())
+        .parameter("alias_maps", &format!("texthash:{}", aliases.display()))
+        .start();
+    let to = ["root", "Root@test.example", "other@localhost"];
+    assert_eq!(as_user(&instance, &to, "Subject: x\n\nx\n"), (0, String::new()));
+    wait::until("the message", wait::LONG, || (!relay.taken().is_empty()).then_some(()));
+    assert_eq!(relay.taken()[0].recipients, ["joe@y.example", "admin@test.example"]);
+    instance.log().wait_for(": removed");
+    instance.finish(&["commands and files are not supported"]);
+}

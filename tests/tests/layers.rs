@@ -85,6 +85,7 @@ const DELIVERY_AGENT: &[&str] = &[
     "relay",
     "retry",
     "alerts_cf",
+    "aliases",
     "message",
     "smtp",
     // qmgr's protocol, and what lies on the disk.

@@ -11,7 +11,7 @@ use worker_proto::clock::Time;
 use worker_proto::diagnostic::Fault;
 use worker_proto::multi::Reactor;
 
-use super::{Manager, Offered, setup};
+use super::{Manager, Offered};
 use crate::maildrop::{self, Collector, Found, Limits};
 use crate::store::StoreError;
 
@@ -180,8 +180,7 @@ impl Manager {
         self.drops.next = (found.more || again).then_some(now);
         for dropped in found.messages {
             let mut submission = dropped.submission;
-            submission.recipients =
-                setup::complete(&submission.recipients, &self.alerts, &self.common);
+            submission.recipients = self.local.complete(&submission.recipients);
             match self.accept(now, &submission) {
                 Ok(accepted) => {
                     self.drops.taken.push(dropped.path);

@@ -10,7 +10,7 @@ use mio::Token;
 use worker_proto::clock::{self, Time};
 use worker_proto::sys::LocalTime;
 
-use super::{Manager, Offered, setup};
+use super::{Manager, Offered};
 use crate::message;
 use crate::store::{MessageNo, RecipientState, StoreError, Summary};
 use crate::wire::{Lane, Submission};
@@ -85,7 +85,7 @@ impl Manager {
         if to.is_empty() {
             return;
         }
-        let recipients = setup::complete(&[to], &self.alerts, &self.common);
+        let recipients = self.local.complete(&[to]);
         let (wall, host) = (clock::wall(), &self.common.myhostname);
         let date = LocalTime::at(wall).date_header();
         let head = [

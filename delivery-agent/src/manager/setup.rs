@@ -1,7 +1,5 @@
 //! setup - what qmgr does before it gives up its privileges
 
-use std::borrow::Cow;
-use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -16,7 +14,7 @@ use worker_proto::server::Configured;
 
 use super::QmgrParams;
 use super::in_flight::InFlight;
-use crate::alerts_cf::{self, AlertsCf};
+use crate::alerts_cf::AlertsCf;
 use crate::maildrop;
 use crate::store::{MessageNo, Store};
 
@@ -78,67 +76,5 @@ pub(super) fn alerts(configured: &Configured) -> AlertsCf {
             );
             AlertsCf::default()
         }
-    }
-}
-
-/// Gives recipients without a domain an address: those of alerts.cf that want mail, or their name at
-/// this host's domain. Nobody gets a message twice.
-pub(super) fn complete(
-    recipients: &[String],
-    alerts: &AlertsCf,
-    common: &CommonParams,
-) -> Vec<String> {
-    let admins = alerts.recipients(alerts_cf::MAIL);
-    let mut seen = HashSet::new();
-    let mut complete = Vec::new();
-    let mut add = |address: Cow<'_, str>| {
-        if !seen.contains(address.as_ref()) {
-            seen.insert(address.clone().into_owned());
-            complete.push(address.into_owned());
-        }
-    };
-    for recipient in recipients {
-        match recipient.contains('@') {
-            true => add(Cow::Borrowed(recipient)),
-            false if admins.is_empty() => {
-                add(Cow::Owned(format!("{recipient}@{}", common.myorigin)));
-            }
-            false => admins.iter().for_each(|&admin| add(Cow::Borrowed(admin))),
-        }
-    }
-    complete
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Duration;
-    use worker_proto::clock::Time;
-    use worker_proto::main_cf::MainCf;
-
-    #[test]
-    fn m3_names_without_a_domain_go_to_the_administrators() {
-        let (mut main_cf, _) = MainCf::parse("main.cf", "myhostname = h.example\n");
-        let common = CommonParams::read(&mut main_cf).unwrap();
-        let to = |names: &[&str], alerts: &AlertsCf| {
-            let names: Vec<_> = names.iter().map(|&n| n.to_owned()).collect();
-            complete(&names, alerts, &common)
-        };
-        let none = AlertsCf::default();
-        assert_eq!(to(&["root", "a@x", "a@x"], &none), ["root@h.example", "a@x"]);
-        let (some, _) = AlertsCf::parse("alerts.cf", "ops@x\nlog@x but not on {mail}\n");
-        assert_eq!(to(&["root", "daemon", "a@x"], &some), ["ops@x", "a@x"]);
-    }
-
-    /// It was quadratic: 3.7 s at 60,000 recipients, in which qmgr did nothing else.
-    #[test]
-    fn many_recipients_take_no_more_time_each_than_few_do() {
-        let (mut main_cf, _) = MainCf::parse("main.cf", "myhostname = h.example\n");
-        let common = CommonParams::read(&mut main_cf).unwrap();
-        let names: Vec<_> = (0..100_000).map(|n| format!("user{n}@x.example")).collect();
-        let start = Time::now();
-        assert_eq!(complete(&names, &AlertsCf::default(), &common).len(), names.len());
-        // Minutes, when it was quadratic.
-        assert!(Time::now().since(start) < Duration::from_secs(5));
     }
 }
