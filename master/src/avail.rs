@@ -126,6 +126,16 @@ impl Pool {
                 });
             }
             Event::Reset => self.throttle.clear(),
+            Event::SocketShut(_) if self.stopping.is_some() => {}
+            Event::SocketShut(reason) => {
+                // Whichever it was, all of them have a socket to which nobody can connect.
+                self.retire_all(out);
+                self.stats.failed += 1;
+                let Rules { ext_name, name, .. } = &*self.rules;
+                let (ext_name, name) = (ext_name.clone(), name.clone());
+                out.push(Action::Log(Notice::SocketShut { ext_name, name, reason }));
+                self.pause(now);
+            }
         }
         self.settle(now, out);
         put_in_order(&mut out[from..]);
@@ -177,6 +187,21 @@ impl Pool {
     #[must_use]
     pub fn idle(&self) -> usize {
         self.workers.values().filter(|w| !w.busy && !w.retired).count()
+    }
+
+    /// Whether no worker can be started only because those that were told to end have not.
+    #[must_use]
+    pub fn waits_for_retired(&self) -> bool {
+        self.stopping.is_none() && self.at_limit() && self.workers.values().all(|w| w.retired)
+    }
+
+    /// The workers that keep others from being started although they were told to end and have no
+    /// client.
+    #[must_use]
+    pub fn hung(&self) -> Vec<WorkerId> {
+        let waits = self.waits_for_retired();
+        let idle = self.workers.iter().filter(|(_, worker)| waits && !worker.busy);
+        idle.map(|(id, _)| *id).collect()
     }
 
     /// The rule of listening (I01).

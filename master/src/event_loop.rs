@@ -45,6 +45,7 @@ mod reload;
 mod service;
 mod sockets;
 mod sources;
+mod trouble;
 mod upgrade;
 mod wakeups;
 mod workers;
@@ -71,6 +72,8 @@ enum Timer {
     Part,
     Trigger(u64),
     Client(u64),
+    Hung(ServiceId),
+    Sockets,
     Names,
     Verdict,
     Watchdog,
@@ -246,6 +249,7 @@ impl Master {
         for id in self.services.keys().copied().collect::<Vec<_>>() {
             self.start(now, id);
         }
+        self.look_at_sockets(now);
         self.go_on(now);
         self.settle(now);
         loop {
@@ -274,6 +278,11 @@ impl Master {
             }
             for event in &events {
                 if let Some(source) = self.sources.find(event.token()) {
+                    if let Source::Listen(id) = source
+                        && event.is_read_closed()
+                    {
+                        self.look_at_socket(now, id);
+                    }
                     self.ready(now, source, event.is_writable());
                     self.settle(now);
                 }
@@ -307,10 +316,12 @@ impl Master {
         match timer {
             Timer::Policy(id) => self.queue.push(id, Event::Tick),
             Timer::Wakeup(id) => self.wake(now, id),
-            Timer::Bind(id) => self.bind_again(now, id),
+            Timer::Bind(id) => drop(self.bind_again(now, id)),
             Timer::Part => self.end_sockets(now),
             Timer::Trigger(number) => self.end_trigger(number),
             Timer::Client(number) => self.end_client(number),
+            Timer::Hung(id) => self.kill_hung(id),
+            Timer::Sockets => self.look_at_sockets(now),
             Timer::Names => self.names_ready(now, true),
             Timer::Verdict => self.verdict_ready(now, true),
             Timer::Watchdog => self.watchdog(now),

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrStorage, UnixAddr, bind,
     getsockopt, listen, setsockopt, shutdown, socket, sockopt,
@@ -36,6 +37,26 @@ pub struct Listener {
     file: Option<(u64, u64)>,
     /// Since when it is no endpoint of its service any more: it serves the clients that wait in it.
     pub left: Option<Time>,
+}
+
+/// Why no client can connect to what is bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// A worker, which shares it, has shut it down (shutdown(2)).
+    Shut,
+    /// Its name in the file system is no more, or another's.
+    Lost,
+}
+
+impl Trouble {
+    /// In words.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Shut => "a worker has shut down the socket",
+            Self::Lost => "the socket file was removed or replaced",
+        }
+    }
 }
 
 impl Listener {
@@ -152,6 +173,21 @@ impl Listener {
     #[must_use]
     pub fn queue(&self) -> Option<(u32, u32)> {
         sys::tcp_listen_queue(self.fd.as_fd()).ok()
+    }
+
+    /// Why no client can connect any more, if so.
+    #[must_use]
+    pub fn trouble(&self) -> Option<Trouble> {
+        // POLLRDHUP is the shutdown of one direction. nix has no name for it, and gives no answer when it
+        // is part of one.
+        let half = PollFlags::from_bits_retain(libc::POLLRDHUP);
+        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLIN | half)];
+        let shut = |seen: PollFlags| seen.intersects(PollFlags::POLLHUP | half);
+        if poll(&mut fds, PollTimeout::ZERO).is_ok() && fds[0].revents().is_none_or(shut) {
+            return Some(Trouble::Shut);
+        }
+        let known = self.file.is_some();
+        (known && self.file != file(&self.endpoint)).then_some(Trouble::Lost)
     }
 
     /// Removes its name from the file system. A name that was meanwhile bound by another is left: it

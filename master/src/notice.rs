@@ -120,6 +120,18 @@ notices! {
     /// The time of option `-e` is over.
     Info ExitTime
         => "master exit time has arrived";
+    /// A worker has shut down the listen socket that it shares with the master, so that no client could
+    /// connect. The service pauses, longer each time, and has a new socket.
+    Warning SocketShut { ext_name: Rc<str> = "smtp", name: Rc<str> = "25", reason: String = "127.0.0.1:25: a worker has shut down the socket" }
+        => "service {ext_name}({name}): {reason} -- throttling, binding again";
+    /// No client can connect: the socket's file was removed or replaced. `belfry reload`, or `belfry
+    /// reset NAME`, binds it again.
+    Warning SocketLost { ext_name: Rc<str> = "qmgr", name: Rc<str> = "private/qmgr", reason: String = "private/qmgr: the socket file was removed or replaced" }
+        => "service {ext_name}({name}): {reason}; reload or reset binds it again";
+    /// A worker that was told to end has not, and kept the next one from starting. A reload, or
+    /// `belfry reset NAME`, was asked for, and stop_kill_time is over.
+    Warning HungWorker { path: Rc<str> = "/usr/libexec/belfry/qmgr", pid: i32 = 77 }
+        => "process {path} pid {pid} was retired and does not end -- killed";
     /// Something the master needs to start is missing.
     Fatal CannotStart { reason: String = "open lock file pid/master.pid: unable to set exclusive lock: Resource temporarily unavailable" }
         => "{reason}";

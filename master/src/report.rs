@@ -59,6 +59,10 @@ pub enum State {
     Throttled(u64),
     /// Its sockets cannot be bound, why, and when that is tried again.
     BindFailed(String, u64),
+    /// No client can connect, and why.
+    Unreachable(String),
+    /// All workers that it may have were told to end and have not.
+    Retiring(usize),
     /// It was removed and waits for its workers to end.
     Stopping,
 }
@@ -84,6 +88,8 @@ impl State {
             Self::AtLimit => "at-limit",
             Self::Throttled(_) => "throttled",
             Self::BindFailed(..) => "bind-failed",
+            Self::Unreachable(_) => "unreachable",
+            Self::Retiring(_) => "retiring",
             Self::Stopping => "stopping",
         }
     }
@@ -93,6 +99,10 @@ impl State {
             Self::Throttled(seconds) => format!("workers fail; next try in {seconds}s"),
             Self::BindFailed(reason, seconds) => format!("{reason}; next try in {seconds}s"),
             Self::AtLimit => "all workers busy".to_owned(),
+            Self::Unreachable(reason) => format!("{reason}; reload or reset binds it again"),
+            Self::Retiring(count) => {
+                format!("waiting for {count} retired to end; reload or reset kills idle ones")
+            }
             Self::Up | Self::Stress | Self::Stopping => String::new(),
         }
     }
@@ -112,7 +122,10 @@ pub fn summary(rows: &[Row]) -> String {
     const NAMED: usize = 5;
     let troubled: Vec<_> = rows
         .iter()
-        .filter(|row| matches!(row.state, State::Throttled(_) | State::BindFailed(..)))
+        .filter(|row| {
+            let state = &row.state;
+            matches!(state, State::Throttled(_) | State::BindFailed(..) | State::Unreachable(_))
+        })
         .map(|row| format!("{} {}", row.name, row.state.word()))
         .collect();
     let services = format!("{} services", rows.len());
@@ -210,7 +223,12 @@ fn object(row: &Row) -> String {
         .collect();
     let retry = match row.state {
         State::Throttled(seconds) | State::BindFailed(_, seconds) => seconds.to_string(),
-        State::Up | State::Stress | State::AtLimit | State::Stopping => "null".to_owned(),
+        State::Up
+        | State::Stress
+        | State::AtLimit
+        | State::Unreachable(_)
+        | State::Retiring(_)
+        | State::Stopping => "null".to_owned(),
     };
     format!(
         "{{\"service\":{},\"key\":{},\"type\":\"{}\",\"state\":\"{}\",\"note\":{},\"retry_in\":{retry},\

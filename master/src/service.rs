@@ -1,5 +1,6 @@
 //! service - what a line of master.cf defines
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -73,6 +74,15 @@ impl Endpoint {
                 a.port() == b.port() && a.is_ipv4() == b.is_ipv4() && (any || a.ip() == b.ip())
             }
             _ => self == other,
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Inet(address) => address.fmt(f),
+            Self::Path(path) => path.fmt(f),
         }
     }
 }

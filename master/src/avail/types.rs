@@ -76,6 +76,8 @@ pub enum Event {
     Remove(Duration),
     /// The operator asks to forget failures.
     Reset,
+    /// A worker has shut down a listen socket: why, in words.
+    SocketShut(String),
 }
 
 /// What to do.

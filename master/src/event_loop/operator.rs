@@ -159,8 +159,15 @@ impl Master {
             return (1, no_service(name));
         }
         for id in ids {
-            self.bind_again(now, id);
+            self.look_at_socket(now, id);
+            let lost = self.bind_again(now, id);
             self.queue.push(id, Event::Reset);
+            if lost && let Some(service) = self.services.get(&id) {
+                // Those who have the old socket wait at it in vain.
+                let rules = service.configured.rules.clone();
+                self.queue.push(id, Event::Reload { rules, changed: false, retire: true });
+            }
+            self.end_hung(now, id);
         }
         (0, format!("service \"{name}\": failures forgotten\n"))
     }
@@ -206,6 +213,10 @@ fn row(now: Time, service: &Service) -> Row {
         State::BindFailed(unbound.reason.clone(), seconds(unbound.next))
     } else if let Some(until) = pool.throttled_until() {
         State::Throttled(seconds(until))
+    } else if let Some((_, reason)) = service.trouble() {
+        State::Unreachable(reason)
+    } else if pool.waits_for_retired() {
+        State::Retiring(pool.workers().count())
     } else if pool.at_limit() && pool.idle() == 0 && pool.rules().max_proc != Some(1) {
         State::AtLimit
     } else if pool.stressed(now) {

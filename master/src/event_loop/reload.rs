@@ -354,6 +354,7 @@ impl Master {
         // What its workers have started and left behind.
         service.and_then(|s| s.group).iter().for_each(|group| cgroup::end(group));
         self.timers.set(Timer::Policy(id), None);
+        self.timers.set(Timer::Hung(id), None);
     }
 
     fn redefine(
@@ -370,6 +371,7 @@ impl Master {
             return;
         };
         let moved = service.configured.def.endpoints != configured.def.endpoints;
+        let lost = service.trouble().is_some();
         let rules = configured.rules.clone();
         service.redefine(now, configured);
         self.claim_group(id);
@@ -378,10 +380,15 @@ impl Master {
         };
         service.listeners.iter().for_each(|l| l.set_backlog(backlog));
         self.timers.set(Timer::Wakeup(id), service.alarm.next());
+        if lost {
+            self.replace_lost(now, id);
+        }
         if moved {
             self.rebind(now, id, old);
         }
-        self.queue.push(id, Event::Reload { rules, changed, retire });
+        self.end_hung(now, id);
+        // Workers with a socket that was replaced wait at it in vain.
+        self.queue.push(id, Event::Reload { rules, changed, retire: retire || lost });
     }
 }
 

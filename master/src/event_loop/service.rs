@@ -20,7 +20,7 @@ use crate::channel::Channel;
 use crate::conf::Configured;
 use crate::config::Config;
 use crate::limits;
-use crate::listen::Listener;
+use crate::listen::{Listener, Trouble};
 use crate::notice::Notice;
 use crate::plan;
 use crate::service::{Endpoint, ServiceDef};
@@ -39,6 +39,10 @@ pub(super) struct Service {
     pub(super) unbound: Option<Unbound>,
     /// Its control group, from when it was first asked for.
     pub(super) group: Option<PathBuf>,
+    /// That its socket is lost was logged.
+    pub(super) lost: bool,
+    /// Retired workers that are killed at the end of their time: an operator has asked for it.
+    pub(super) hung: Vec<WorkerId>,
     /// Made with the first worker; most services of a large table never have one.
     image: Option<SpawnImage>,
 }
@@ -75,6 +79,8 @@ impl Service {
             workers: HashMap::new(),
             unbound: None,
             group: None,
+            lost: false,
+            hung: Vec::new(),
             image: None,
         }
     }
@@ -108,6 +114,14 @@ impl Service {
         let next = now + pause;
         self.unbound = Some(Unbound { reason: fault.to_string(), pause, next });
         next
+    }
+
+    /// Which of its sockets no client can connect to, if any, and why, in words.
+    pub(super) fn trouble(&self) -> Option<(Trouble, String)> {
+        self.listeners.iter().find_map(|listener| {
+            let trouble = listener.trouble()?;
+            Some((trouble, format!("{}: {}", listener.endpoint(), trouble.text())))
+        })
     }
 
     /// Names for notices: as written, and canonical.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use worker_proto::clock::Time;
 use worker_proto::sys::MAX_LISTEN;
 
-use super::{Master, Service, ServiceId, Timer, no_room};
+use super::{Master, ServiceId, Timer, no_room};
 use crate::avail::Event;
 use crate::listen::Listener;
 use crate::notice::Notice;
@@ -184,10 +184,32 @@ impl Master {
         self.watch(id);
     }
 
-    pub(super) fn bind_again(&mut self, now: Time, id: ServiceId) {
-        let waits = |s: &Service| s.unbound.is_some() && !s.pool.is_stopping();
-        if self.services.get(&id).is_some_and(|s| waits(s)) {
+    /// Binds what is not bound, or what no client can connect to; whether there was anything.
+    pub(super) fn bind_again(&mut self, now: Time, id: ServiceId) -> bool {
+        let Some(service) = self.services.get(&id).filter(|s| !s.pool.is_stopping()) else {
+            return false;
+        };
+        if service.trouble().is_some() {
+            self.replace_lost(now, id);
+        } else if service.unbound.is_some() {
             self.rebind(now, id, &mut Vec::new());
+        } else {
+            return false;
         }
+        true
+    }
+
+    /// Replaces the sockets to which no client can connect.
+    pub(super) fn replace_lost(&mut self, now: Time, id: ServiceId) {
+        self.unwatch(id);
+        let Some(service) = self.services.get_mut(&id) else {
+            return;
+        };
+        let backlog = self.config.backlog(&service.configured.def);
+        // One of TCP that was shut down listens again by this.
+        service.listeners.iter().for_each(|l| l.set_backlog(backlog));
+        service.listeners.retain(|l| l.trouble().is_none());
+        service.lost = false;
+        self.rebind(now, id, &mut Vec::new());
     }
 }

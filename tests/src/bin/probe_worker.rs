@@ -9,7 +9,7 @@
 use std::env;
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{self, ExitCode};
 use std::time::Duration;
@@ -18,6 +18,7 @@ use belfry_tests::end_of_test::STRANGERS;
 use belfry_tests::world::World;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{Shutdown, shutdown};
 use nix::unistd::{read, write};
 use worker_proto::abi::{
     CONFIG_ENV, FLOW_READ_FD, FLOW_WRITE_FD, GENERATION_ENV, Generation, LISTEN_FD, STATUS_FD,
@@ -75,8 +76,19 @@ fn main() -> ExitCode {
     let listen: Vec<OwnedFd> = (LISTEN_FD..LISTEN_FD + sockets)
         .map(|n| sys::take_fd(n).expect("the master passes 6 and up"))
         .collect();
+    if has("shut") {
+        for listen in &listen {
+            shutdown(listen.as_raw_fd(), Shutdown::Read).expect("it listens");
+        }
+    }
     leave(".ready", || format!("ready: {}\n", Time::now().since_start().as_micros()));
     let worker = Worker { status, world, stays: has("ignore-end"), once: has("once") };
+    if has("shut") {
+        // As if there had been a client.
+        worker.tell(Availability::Taken);
+        worker.tell(Availability::Available);
+        return ExitCode::SUCCESS;
+    }
     worker.serve(&listen, transport, value("trace").as_deref());
     ExitCode::SUCCESS
 }

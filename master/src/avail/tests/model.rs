@@ -144,6 +144,11 @@ impl Model {
                 }
             }
             Event::Reset => self.forgive(),
+            Event::SocketShut(_) if self.life == Life::Serves => {
+                self.retire(&mut answer);
+                self.fail(now, &mut answer);
+            }
+            Event::SocketShut(_) => {}
         }
         self.pass_time(now, &mut answer);
         answer

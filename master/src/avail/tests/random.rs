@@ -74,6 +74,7 @@ fn any_plan() -> impl Strategy<Value = Plan> {
         2 => prop::bool::weighted(0.7).prop_map(Step::Forks),
         1 => reload.prop_map(|(rules, changed, retire)| Step::Reload { rules, changed, retire }),
         1 => Just(Step::Reset),
+        1 => Just(Step::SocketShut),
     ];
     prop_oneof![
         60 => do_it.prop_map(Plan::Do),

@@ -35,6 +35,7 @@ pub(super) enum Step {
     },
     Remove(Duration),
     Reset,
+    SocketShut,
 }
 
 #[derive(Debug, Clone)]
@@ -109,6 +110,7 @@ impl World {
             }
             Step::Remove(grace) => Event::Remove(grace),
             Step::Reset => Event::Reset,
+            Step::SocketShut => Event::SocketShut("shut".to_owned()),
         };
         self.feed(event);
         self.check();
@@ -233,7 +235,10 @@ fn summary(actions: &[Action]) -> Answer {
             Action::Retire(id) => answer.retires.push(*id),
             Action::Kill(id, kill) => answer.kills.push((*id, *kill)),
             Action::Log(
-                Notice::BadStartup { .. } | Notice::NoWork { .. } | Notice::ForkFailed { .. },
+                Notice::BadStartup { .. }
+                | Notice::NoWork { .. }
+                | Notice::ForkFailed { .. }
+                | Notice::SocketShut { .. },
             ) => answer.failed = true,
             Action::Log(Notice::ProcessLimit { .. } | Notice::LocalLimit { .. }) => {
                 answer.shortage = true;
