@@ -254,3 +254,37 @@ fn s7_recipients_that_were_too_many_follow_at_once() {
     assert_eq!(relay.sessions(), 1);
     instance.finish(&[]);
 }
+
+/// With all relays down and a message under way qmgr turned at full speed.
+#[test]
+fn r1_qmgr_rests_while_every_relay_is_down() {
+    let mute = Relay::scripted(at_stage("", Act::Mute));
+    let busy = Relay::scripted(at_stage("", Act::Reply("421 4.3.2 too busy".to_owned())));
+    let none = format!("[127.0.0.1]:{}", belfry_tests::net::free_port());
+    let mut instance = Instance::new();
+    instance
+        .parameter("relayhost", &format!("{none}, {}, {}", busy.name(), mute.name()))
+        .parameter("relay_stall_time", "1s")
+        .start();
+    submit(&instance, 10);
+    instance.log().wait_for(&format!("relay {none} is down: "));
+    instance.log().wait_for(&format!("relay {} is down: 421", busy.name()));
+    instance.log().wait_for(&format!("relay {} is slow: ", mute.name()));
+    let pid = instance.workers("qmgr").remove(0).pid;
+    let ticks = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("qmgr runs");
+        let fields: Vec<_> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+        fields[11..13].iter().filter_map(|f| f.parse::<u64>().ok()).sum::<u64>()
+    };
+    // What is used in some seconds is what is measured.
+    let (begin, before) = (Time::now(), ticks());
+    wait::until("six seconds", wait::LONG, || {
+        (Time::now().since(begin) > Duration::from_secs(6)).then_some(())
+    });
+    let used = ticks() - before;
+    assert!(used < 60, "{used} hundredths of a second of processor time in six seconds");
+    assert!(busy.sessions() < 12, "{} sessions", busy.sessions());
+    // What waits for it ends with it.
+    drop(mute);
+    instance.finish_with(&[" is down: ", " is slow: "], &[]);
+}
