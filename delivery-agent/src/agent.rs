@@ -1,12 +1,9 @@
 //! agent - drains what qmgr feeds into one relay after the other
 //!
-//! One connection from qmgr is one unit of work. The agent keeps one session open over all its
+//! One connection from qmgr is one unit of work. The agent keeps its sessions open over all its
 //! leases and asks for the next lease while the last is under way. When a relay fails, or refuses a
 //! message or recipient, what is affected goes to the next one in the same unit (S1); a session that
 //! ends after it has done some work is opened again at the same relay.
-//!
-//! What it learns about relays it tells at once and before the report, so that qmgr knows it when it
-//! decides about the next message; also that an answer is awaited for long.
 //!
 //! When qmgr goes while a message is under way, the message is brought to its end and reported to the
 //! next qmgr (Q6). Nothing new is begun, and no other relay is tried: that is for that qmgr to decide.
@@ -22,13 +19,14 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollTimeout, poll};
 use worker_proto::clock::Time;
 
-use crate::outcome::{Finding, Outcome, RelayNews};
+use crate::outcome::{Finding, Outcome};
 use crate::relay::Relay;
 use crate::smtp::session::{Config, Event, Session, Unfit};
 use crate::smtp::stream::{self, Link, Timeouts};
-use crate::wire::{Header, Progress, Report};
+use crate::wire::Report;
 
 mod job;
+mod news;
 mod qmgr;
 
 use job::Job;
@@ -212,29 +210,6 @@ impl Unit<'_> {
         }
     }
 
-    fn relay_works(&mut self, reply: &str) {
-        if let Some(current) = &mut self.current
-            && !std::mem::replace(&mut current.settled, true)
-        {
-            let relay = current.relay;
-            self.down[relay] = None;
-            self.tell(relay, Finding::Works, reply);
-        }
-    }
-
-    fn mark_down(&mut self, relay: usize, finding: Finding, why: &str) {
-        // qmgr decides about leases that it sends after it was told.
-        self.down[relay] = Some(self.received);
-        self.last_failure = format!("{}: {why}", self.agent.relays[relay].name);
-        debug!("{}", self.last_failure);
-        self.tell(relay, finding, why);
-    }
-
-    fn tell(&mut self, relay: usize, finding: Finding, reply: &str) {
-        let relay = self.agent.relays[relay].name.clone();
-        self.qmgr.send(&Header::News(RelayNews { relay, finding, reply: reply.to_owned() }));
-    }
-
     /// Gives waiting jobs to the session they belong to, opening and closing sessions for it.
     fn assign(&mut self, now: Time) {
         while let Some(job) = self.waiting.front() {
@@ -337,21 +312,6 @@ impl Unit<'_> {
         }
     }
 
-    /// Connects to a relay for no message's sake.
-    fn probe(&mut self, name: &str) {
-        let agent = self.agent;
-        let found = match agent.relays.iter().find(|relay| relay.name == name) {
-            None => Err("this agent does not know the relay".to_owned()),
-            Some(relay) if relay.addresses.is_empty() => Err(relay.problem.clone()),
-            Some(relay) => stream::connect(&relay.addresses, agent.timeouts.connect),
-        };
-        let (finding, reply) = match found {
-            Ok(_) => (Finding::Answers, "connection accepted".to_owned()),
-            Err(why) => (Finding::Unreachable, why),
-        };
-        self.qmgr.send(&Header::News(RelayNews { relay: name.to_owned(), finding, reply }));
-    }
-
     fn quit(&mut self, now: Time) {
         if let Some(mut current) = self.current.take() {
             current.link.session().quit();
@@ -378,31 +338,6 @@ impl Unit<'_> {
         if self.qmgr.announce(now, self.flying.iter().map(Job::held)) {
             self.told_slow = None;
         }
-    }
-
-    /// The lease and the relay whose answer is awaited, for what, and since when.
-    fn awaited(&self) -> Option<(u64, usize, String, Time)> {
-        let current = self.current.as_ref()?;
-        let (stage, since) = current.link.awaits()?;
-        let job = self.flying.front().or_else(|| self.waiting.front())?;
-        Some((job.lease, current.relay, stage.to_string(), since))
-    }
-
-    /// Tells qmgr when a relay lets a message wait, and when it has answered after all.
-    fn tell_slow(&mut self, now: Time) {
-        let slow = self.awaited().filter(|(.., since)| now.since(*since) >= self.agent.stall);
-        let key = slow.as_ref().map(|(lease, relay, ..)| (*lease, *relay));
-        if key == self.told_slow {
-            return;
-        }
-        let name = |relay: usize| self.agent.relays[relay].name.clone();
-        let progress = |(lease, relay): (u64, usize), waits_for| {
-            Header::Progress(Progress { lease, relay: name(relay), waits_for })
-        };
-        let over = self.told_slow.map(|key| progress(key, None));
-        let begun = slow.map(|(lease, relay, stage, _)| progress((lease, relay), Some(stage)));
-        self.told_slow = key;
-        over.into_iter().chain(begun).for_each(|header| self.qmgr.send(&header));
     }
 
     fn write(&mut self, now: Time) {
