@@ -106,7 +106,11 @@ fn q06_a_message_at_the_dot_is_not_repeated_when_the_master_is_killed() {
     let gate = Gate::new();
     let mut instance = gate.instance();
     let agents = instance.workers("delivery-agent");
-    Process::read(instance.master_pid()).expect("it runs").signal(Signal::SIGKILL);
+    let master = Process::read(instance.master_pid()).expect("it runs");
+    master.signal(Signal::SIGKILL);
+    wait::until("its end", wait::LONG, || {
+        Process::read(master.pid).is_none_or(|p| p.zombie()).then_some(())
+    });
     instance.start();
     instance.log().wait_for("its delivery agent goes on with it");
     gate.check(&instance);
