@@ -1,6 +1,7 @@
 //! dropped - the drop directory: when it is looked through, and what becomes of its files
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -111,16 +112,23 @@ impl DropBox {
         let trouble = self.trouble.take();
         match committed {
             Ok(()) => {
-                if !taken.is_empty() && trouble.is_none() {
-                    self.pause = Duration::ZERO;
-                }
+                let mut trouble = trouble;
+                let stored = !taken.is_empty();
                 for path in taken {
                     self.strikes.remove(&path);
-                    // One that stays is known by its token when it is found again.
-                    drop(std::fs::remove_file(path));
+                    match std::fs::remove_file(&path) {
+                        // It is known by its token when it is found again, and not before a pause.
+                        Err(e) if e.kind() != ErrorKind::NotFound => {
+                            let subject = format!("remove {}", path.display());
+                            trouble = Some(Fault::io(subject, &e).to_string());
+                        }
+                        _ => {}
+                    }
                 }
-                if let Some(cause) = trouble {
-                    self.wait(now, &cause);
+                match trouble {
+                    Some(cause) => self.wait(now, &cause),
+                    None if stored => self.pause = Duration::ZERO,
+                    None => {}
                 }
             }
             Err(error) if !taken.is_empty() || trouble.is_some() => {
