@@ -487,3 +487,33 @@ fn q8_a_kill_at_any_moment_is_no_damage() {
         assert!(store.queued(MessageNo(0), 99).is_ok());
     }
 }
+
+/// Pages that are free keep what was in them; deleted messages are not in the queue again for that.
+#[test]
+fn q8_what_was_deleted_does_not_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _) = Store::open(dir.path(), 0).unwrap();
+    let mut messages = Messages::new();
+    for n in 0..80 {
+        let submission = submission(n);
+        let Accepted { no, id, .. } = store.accept(&submission, 40).unwrap();
+        messages.insert(id, (no, Known { submission, delivered: BTreeSet::new() }));
+    }
+    store.commit().unwrap();
+    let deleted: Vec<_> = messages
+        .iter()
+        .filter(|(_, (no, _))| no.0 < 70)
+        .map(|(id, (no, _))| (id.clone(), *no))
+        .collect();
+    deleted.iter().for_each(|(_, no)| store.delete(*no).unwrap());
+    store.commit().unwrap();
+    drop(store);
+    // The header is gone, and with it the list of free pages.
+    garble(&dir.path().join(NAME), 0, pages::PAGE, &mut random(3));
+    let (sent, ..) = drain(dir.path(), &messages);
+    for (id, _) in deleted {
+        assert!(!sent.keys().any(|(sent, _)| *sent == id), "{id} was deleted");
+    }
+    let ids: BTreeSet<_> = sent.keys().map(|(id, _)| id).collect();
+    assert_eq!(ids.len(), 11, "and the others are there");
+}
