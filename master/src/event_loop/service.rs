@@ -43,8 +43,9 @@ pub(super) struct Service {
     pub(super) lost: bool,
     /// Retired workers that are killed at the end of their time: an operator has asked for it.
     pub(super) hung: Vec<WorkerId>,
-    /// Made with the first worker; most services of a large table never have one.
-    image: Option<SpawnImage>,
+    /// Made with the first worker; most services of a large table never have one. Boxed: it is as large
+    /// as the rest.
+    image: Option<Box<SpawnImage>>,
 }
 
 /// A worker's process.
@@ -91,10 +92,15 @@ impl Service {
         config: &Config,
         old: &mut Vec<Listener>,
     ) -> Result<Vec<Listener>, Fault> {
-        let bind = |endpoint: &Endpoint| {
+        let mut bind = |endpoint: &Endpoint| {
             Listener::bind(endpoint, def.key.transport, config.backlog(def), config.owner, old)
         };
-        def.endpoints.iter().map(bind).collect()
+        // Not by collect(): with results it makes room for four, in each of thousands of services.
+        let mut listeners = Vec::with_capacity(def.endpoints.len());
+        for endpoint in &def.endpoints {
+            listeners.push(bind(endpoint)?);
+        }
+        Ok(listeners)
     }
 
     /// Whether its workers have sockets that are not its own.
@@ -152,7 +158,8 @@ impl Service {
             empty => {
                 let sockets = self.listeners.len();
                 let group = self.group.as_deref();
-                empty.insert(image(&self.configured, sockets, group, birth, config)?)
+                let image = image(&self.configured, sockets, group, birth, config)?;
+                empty.insert(Box::new(image))
             }
         };
         let launch =
