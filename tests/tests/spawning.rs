@@ -5,7 +5,6 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use belfry_tests::probe::Probe;
 use belfry_tests::{Instance, net, wait};
@@ -14,7 +13,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::fanotify::{
     EventFFlags, Fanotify, FanotifyResponse, InitFlags, MarkFlags, MaskFlags, Response,
 };
-use worker_proto::clock::Time;
 
 /// A virus scanner that looks at a program, and at nothing else.
 #[derive(Default)]
@@ -87,20 +85,11 @@ impl Drop for End<'_> {
     }
 }
 
-/// How long a client waits at most that waits for nothing but a worker's start.
-const AT_ONCE: Duration = Duration::from_millis(100);
-
-/// Asks, each time a worker of its own, until an answer comes at once: what else the machine does may
-/// starve the first.
-fn is_answered_at_once(port: u16, master: i32) {
-    wait::until("an answer at once", wait::LONG, || {
-        let start = Time::now();
-        let report = Probe::tcp(port).and_then(|mut client| client.report());
-        let report = report.expect("the service answers");
-        let took = Time::now().since(start);
-        assert_eq!(report["ppid"], master.to_string());
-        (took < AT_ONCE).then_some(())
-    });
+/// A client is answered, by a worker of its own. How fast is not asked: whoever waits for the scanner
+/// waits for as long as the test looks.
+fn is_answered(port: u16, master: i32) {
+    let report = Probe::tcp(port).and_then(|mut client| client.report());
+    assert_eq!(report.expect("the service answers")["ppid"], master.to_string());
 }
 
 /// The whole master slept while a child executed its program: the clients of every other service
@@ -123,7 +112,7 @@ fn a_slow_exec_delays_its_own_service_alone() {
         // Neither waits for the other.
         scanner.wait_for(2);
         for _ in 0..5 {
-            is_answered_at_once(fast, instance.master_pid());
+            is_answered(fast, instance.master_pid());
         }
         scanner.finish();
         for client in &mut clients {
@@ -179,7 +168,7 @@ fn a_slow_exec_of_a_new_program_delays_nobody_while_it_is_asked() {
             let upgrade = scope.spawn(|| instance.belfry(&["upgrade"]));
             scanner.wait_for(1);
             for _ in 0..5 {
-                is_answered_at_once(fast, instance.master_pid());
+                is_answered(fast, instance.master_pid());
             }
             scanner.finish();
             let upgrade = upgrade.join().expect("belfry can be run");
