@@ -2,15 +2,17 @@
 //! stops.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Output, Stdio};
 use std::time::Duration;
 
 use belfry_tests::probe::Probe;
-use belfry_tests::process::Process;
+use belfry_tests::process::{self, Process};
 use belfry_tests::{Instance, net, wait};
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -29,22 +31,20 @@ impl Gated {
         let path = instance.root().join("notify");
         let manager = UnixDatagram::bind(&path).expect("/tmp has room");
         manager.set_nonblocking(true).expect("it is a socket");
+        // The C library reads this file before it resolves the first name: a pipe makes it wait.
+        let pipe = instance.root().join("hosts");
+        mkfifo(&pipe, Mode::from_bits_truncate(0o600)).expect("/tmp has room");
+        fs::hard_link(&pipe, instance.root().join("pipe")).expect("/tmp has room");
         instance
+            .environment("RESOLV_HOST_CONF", &pipe.display().to_string())
             .environment("NOTIFY_SOCKET", &path.display().to_string())
             .parameter("stop_kill_time", kill_time)
             .service(service)
             .start();
+        // A test may write another program in the place of the one that runs.
         let bin = instance.root().join("bin");
         fs::rename(bin.join("master"), bin.join("real")).expect("it is ours");
-        let script = format!(
-            "#!/bin/sh\ncase $1 in --resolve)\n: >{root}/asked\n\
-             while [ ! -e {root}/gate ]; do sleep 0.05; done;;\nesac\nexec {bin}/real \"$@\"\n",
-            root = instance.root().display(),
-            bin = bin.display(),
-        );
-        fs::write(bin.join("master"), script).expect("/tmp has room");
-        fs::set_permissions(bin.join("master"), fs::Permissions::from_mode(0o755))
-            .expect("it is ours");
+        fs::copy(bin.join("real"), bin.join("master")).expect("/tmp has room");
         Self { instance, manager }
     }
 
@@ -69,8 +69,15 @@ impl Gated {
     }
 
     fn wait_for_resolver(&self) {
+        wait::until("the resolver to be asked", wait::LONG, || {
+            let children = process::children(self.instance.master_pid());
+            children.iter().any(|p| p.command.contains("--resolve")).then_some(())
+        });
+    }
+
+    fn wait_for_program(&self) {
         let asked = self.instance.root().join("asked");
-        wait::until("the resolver to be asked", wait::LONG, || asked.exists().then_some(()));
+        wait::until("the new program to be asked", wait::LONG, || asked.exists().then_some(()));
     }
 
     /// Waits until a request has come in, which waits for its turn.
@@ -85,7 +92,13 @@ impl Gated {
     }
 
     fn open_gate(&self) {
-        fs::write(self.instance.root().join("gate"), "").expect("/tmp has room");
+        let root = self.instance.root();
+        fs::write(root.join("gate"), "").expect("/tmp has room");
+        fs::write(root.join("file"), "").expect("/tmp has room");
+        fs::rename(root.join("file"), root.join("hosts")).expect("it is ours");
+        // Whoever waits already waits at the pipe; nobody may.
+        let mut pipe = fs::OpenOptions::new();
+        drop(pipe.write(true).custom_flags(libc::O_NONBLOCK).open(root.join("pipe")));
     }
 
     fn signal(&self, signal: Signal) {
@@ -179,7 +192,7 @@ fn a_resolver_that_does_not_answer_is_killed_and_the_reload_refused() {
     assert!(!refused.status.success() && said.contains(why), "{refused:?}");
     let master = gated.instance.master_pid();
     wait::until("the resolver to be gone", wait::LONG, || {
-        let children = belfry_tests::process::children(master);
+        let children = process::children(master);
         children.iter().all(|p| !p.command.contains("--resolve")).then_some(())
     });
     assert_eq!(gated.heard(), "LRLR", "the service manager is told that it goes on");
@@ -242,7 +255,7 @@ fn a_sighup_during_an_upgrade_that_fails_is_not_lost() {
     gated.signal(Signal::SIGSTOP);
     gated.open_gate();
     wait::until("the new program to answer", wait::LONG, || {
-        let children = belfry_tests::process::children(gated.instance.master_pid());
+        let children = process::children(gated.instance.master_pid());
         children.iter().any(Process::zombie).then_some(())
     });
     gated.signal(Signal::SIGHUP);
@@ -268,7 +281,7 @@ fn what_is_asked_for_during_an_upgrade_is_done_after_it() {
     );
     fs::write(bin.join("master"), script).unwrap();
     let upgrade = gated.belfry(&["upgrade"]);
-    gated.wait_for_resolver();
+    gated.wait_for_program();
     gated.add("b unix n n n - 3 probe_worker");
     let reload = gated.belfry(&["reload"]);
     gated.wait_for_clients(2);
