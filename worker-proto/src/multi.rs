@@ -86,6 +86,8 @@ const FIRST_LISTEN: usize = 2;
 const FIRST_OWN: usize = 1024;
 /// The loop turns at least this often.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// The most clients that are taken before the master is listened to for the first time.
+const MAX_FIRST: usize = 256;
 /// How long nobody is let in when there was no room.
 const CROWDED_PAUSE: Duration = Duration::from_secs(1);
 
@@ -151,7 +153,26 @@ impl Jailed {
         let mut events = Events::with_capacity(256);
         let (mut retired, mut stopped) = (false, false);
         service.start(&mut reactor, Time::now())?;
-        service.turn_end(&mut reactor, Time::now());
+        // Those for whom it was started come before the order to end, which may be here already: with
+        // reloads in quick succession nobody would be served otherwise.
+        let now = Time::now();
+        let mut served = 0;
+        let stopping = self.term.as_ref().is_some_and(|t| server::is_readable(t.as_fd()));
+        for number in 0..if stopping { 0 } else { door.listen.len() } {
+            while served < MAX_FIRST && let Some(client) = door.accept(number, self.transport, now)? {
+                if served == 0 {
+                    status.taken();
+                }
+                served += 1;
+                if client.set_nonblocking(true).is_ok() {
+                    service.connected(&mut reactor, now, client);
+                }
+            }
+        }
+        service.turn_end(&mut reactor, now);
+        if served > 0 {
+            let _ = status.available();
+        }
         while !service.is_done() {
             let next = service.deadline().into_iter().chain(door.crowded).min();
             let wait = next.map_or(LONGEST_WAIT, |at| at.since(Time::now()));

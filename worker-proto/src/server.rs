@@ -229,7 +229,7 @@ impl Jailed {
             limit => PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX),
         };
         let most = Some(self.common.max_use).filter(|&n| n > 0).unwrap_or(u64::MAX);
-        let mut used = 0;
+        let (mut used, mut first) = (0, true);
         while used < most {
             let mut fds = vec![PollFd::new(status.as_fd(), PollFlags::POLLIN)];
             fds.extend(self.listen.iter().map(|l| PollFd::new(l.as_fd(), PollFlags::POLLIN)));
@@ -242,10 +242,15 @@ impl Jailed {
             let is_ready = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
             let sockets = self.listen.len();
             // It has no client, so nobody loses by its end (Q03). This comes before a client that is
-            // ready as well: a worker that was told to end takes none.
-            if is_ready(&fds[0]) || fds[1 + sockets..].iter().any(is_ready) {
+            // ready as well: a worker that was told to end takes none. The exception is a worker that
+            // was told so before its first look: it serves one of those it was started for, or with
+            // reloads in quick succession nobody would be served.
+            let stopping = fds[1 + sockets..].iter().any(is_ready);
+            let waits = fds[1..=sockets].iter().any(is_ready);
+            if stopping || is_ready(&fds[0]) && !(first && waits) {
                 return Ok(());
             }
+            first = false;
             // One at a time: what the master says meanwhile comes before the next client.
             // The search begins at another socket each time, so that none waits for a busier one.
             let turn = usize::try_from(used).unwrap_or(0);

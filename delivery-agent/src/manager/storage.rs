@@ -190,7 +190,10 @@ impl Manager {
     /// A large file is not checked as a whole when it is opened. A message that a damaged index has
     /// hidden is found by its body.
     fn check_step(&mut self, now: Time, after: MessageNo) {
-        let page = self.store.with_body(after, CHECK_STEP).unwrap_or_default();
+        let mut page = self.store.with_body(after, CHECK_STEP).unwrap_or_default();
+        // What this process has stored itself is queued when its commit is done, and not before.
+        let first = self.care.first;
+        page.retain(|no| first.is_some_and(|first| *no <= first));
         self.care.checked = page.last().copied().filter(|_| page.len() == CHECK_STEP);
         for no in page.into_iter().filter(|no| self.queue.state(*no) == "ended").collect::<Vec<_>>()
         {
