@@ -159,7 +159,9 @@ impl Jailed {
         let mut served = 0;
         let stopping = self.term.as_ref().is_some_and(|t| server::is_readable(t.as_fd()));
         for number in 0..if stopping { 0 } else { door.listen.len() } {
-            while served < MAX_FIRST && let Some(client) = door.accept(number, self.transport, now)? {
+            while served < MAX_FIRST
+                && let Some(client) = door.accept(number, self.transport, now)?
+            {
                 if served == 0 {
                     status.taken();
                 }

@@ -128,7 +128,8 @@ impl Master {
         if config.services.is_empty() && !self.by_key.is_empty() && !allow_empty {
             let file = directory.join("master.cf");
             let cause = "it has no service; to end all of them: belfry reload --allow-empty";
-            return Err(Fault::new(file.display().to_string(), cause).into());
+            let fault = Fault::new(file.display().to_string(), cause);
+            return Err(Problems { diagnostics: config.warnings, faults: vec![fault] });
         }
         Ok(config)
     }

@@ -23,6 +23,11 @@ decisions! {
     "All errors of both files are told at once. At a reload the running table stays in force as a whole.";
     ["w01_a_bad_line_at_reload_changes_nothing_and_belfry_prints_it"]
 
+    EMPTY "empty": "A table without services at a reload";
+    "All services are removed.";
+    "The reload is refused, since the file was more often cut short than emptied on purpose; `belfry reload --allow-empty` accepts it.";
+    ["a_table_without_services_is_refused_at_reload_unless_it_is_wanted"]
+
     W02 "W02": "An address that cannot be bound";
     "The master ends, also at a reload.";
     "At a reload, and at the start with `strict_start = no`, that service alone is without its socket, and is tried again and again.";
