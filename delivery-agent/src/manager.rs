@@ -443,7 +443,7 @@ impl Manager {
         match committed {
             Ok(()) => {}
             // Told with the messages that are refused; marks are made again in the next turn.
-            Err(StoreError::Full) => {}
+            Err(StoreError::Full | StoreError::Reopened) => {}
             Err(e @ (StoreError::Failed(_) | StoreError::Newer(_) | StoreError::Damaged(_))) => {
                 self.store_failed(now, &e);
             }
@@ -463,9 +463,10 @@ impl Manager {
 fn refusal(error: &StoreError) -> OfferReply {
     let (code, enhanced, text) = match error {
         StoreError::Full => (452, "4.3.1", "Insufficient system storage"),
-        StoreError::Failed(_) | StoreError::Newer(_) | StoreError::Damaged(_) => {
-            (451, "4.3.0", "Queue file write error")
-        }
+        StoreError::Failed(_)
+        | StoreError::Newer(_)
+        | StoreError::Reopened
+        | StoreError::Damaged(_) => (451, "4.3.0", "Queue file write error"),
     };
     OfferReply::Refused { code, enhanced: enhanced.to_owned(), text: text.to_owned() }
 }

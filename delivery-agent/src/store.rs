@@ -53,6 +53,8 @@ pub struct Store {
     has_accepted: bool,
     /// Submissions of the running turn went down with their transaction.
     lost_submissions: bool,
+    /// Submissions that no commit has told of went down when the store was opened again.
+    reopened: bool,
     /// Bytes of the submissions in the running transaction.
     pending: u64,
     /// Changes that are not on disk yet; they are made again when their transaction fails.
@@ -99,6 +101,7 @@ impl Store {
             in_transaction: false,
             has_accepted: false,
             lost_submissions: false,
+            reopened: false,
             pending: 0,
             unsaved: Vec::new(),
             ledger: Ledger::default(),
@@ -151,6 +154,9 @@ impl Store {
         }
         // A turn that has lost submissions takes no more: its commit tells all of them that they are
         // not queued.
+        if self.reopened {
+            return Err(StoreError::Reopened);
+        }
         let size = submission.body.len() as u64;
         if self.lost_submissions || self.is_short(self.pending + size) {
             return Err(StoreError::Full);
@@ -329,10 +335,14 @@ impl Store {
             self.roll_back();
         }
         let lost = std::mem::take(&mut self.lost_submissions);
+        let reopened = std::mem::take(&mut self.reopened);
         self.has_accepted = false;
         self.pending = 0;
         if lost && !matches!(result, Err(StoreError::Failed(_) | StoreError::Damaged(_))) {
             return Err(StoreError::Full);
+        }
+        if reopened && result.is_ok() {
+            return Err(StoreError::Reopened);
         }
         result.map_err(|e| self.note(e))
     }

@@ -199,7 +199,12 @@ impl Manager {
                         .push((Token(0), Offered { result, submission, size, replaces: None }));
                 }
                 // The rest of the turn's files would fare no better.
-                Err(e @ (StoreError::Full | StoreError::Damaged(_) | StoreError::Newer(_))) => {
+                Err(
+                    e @ (StoreError::Full
+                    | StoreError::Reopened
+                    | StoreError::Damaged(_)
+                    | StoreError::Newer(_)),
+                ) => {
                     self.drops.trouble = Some(e.to_string());
                     return;
                 }

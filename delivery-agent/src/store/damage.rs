@@ -12,7 +12,7 @@ use nix::fcntl::OFlag;
 use nix::unistd::geteuid;
 use worker_proto::sys::errno_text;
 
-use super::pages::{PAGE, Pages, wal_of};
+use super::pages::{PAGE, Pages, Wal, wal_of};
 use super::types::StoreError;
 
 /// What is found under the store's name before it is opened.
@@ -63,14 +63,22 @@ pub(super) fn inspect(path: &Path) -> Result<State, StoreError> {
     if found.len() == 0 {
         return Ok(State::Damaged("it has 0 bytes".to_owned()));
     }
-    if wal_of(path).is_some_and(|wal| wal.damaged) {
-        return Ok(State::Damaged("its WAL is damaged".to_owned()));
+    match wal_of(path) {
+        Some(Wal { failure: Some(e), .. }) => return Err(failed(e)),
+        Some(Wal { damaged: true, .. }) => {
+            return Ok(State::Damaged("its WAL is damaged".to_owned()));
+        }
+        _ => {}
     }
     let pages = Pages::open(path);
-    if !pages.read(1).is_some_and(|page| page.starts_with(b"SQLite format 3\0")) {
+    let (first, told) = (pages.read(1), pages.told());
+    if let Some(e) = pages.take_failure() {
+        return Err(failed(e));
+    }
+    if !first.is_some_and(|page| page.starts_with(b"SQLite format 3\0")) {
         return Ok(State::Damaged("file is not a database".to_owned()));
     }
-    match pages.told() {
+    match told {
         Some(told) if told > pages.count() => {
             let is = pages.count();
             Ok(State::Damaged(format!("it has {is} of {told} pages of {PAGE} bytes")))

@@ -459,6 +459,65 @@ fn q8_a_disk_that_does_not_answer_is_no_damage() {
     assert_eq!(Store::open(dir.path(), 0).unwrap().1, None);
 }
 
+/// Reads that failed were taken for damage: a perfect store was put aside, and searched while the disk
+/// did not answer, so that of 47 messages "nothing was left".
+#[test]
+fn q8_a_disk_that_cannot_be_read_for_a_while_is_no_damage() {
+    for closed in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let messages = build(dir.path(), 60, closed);
+        for nth in 1..12 {
+            pages::FAIL_FROM.set(Some(nth));
+            let opened = Store::open(dir.path(), 0);
+            let all_were_read = pages::FAIL_FROM.take().is_some_and(|left| left > 0);
+            match opened {
+                Err(_) => {}
+                Ok((_, told)) => assert_eq!((told, all_were_read), (None, true), "read {nth}"),
+            }
+        }
+        let (mut store, told) = Store::open(dir.path(), 0).unwrap();
+        assert_eq!(told, None);
+        store.report_damage("as if a page could not be read");
+        assert!(store.recover().unwrap().is_some());
+        for nth in [1, 2, 5, 9, 14] {
+            pages::FAIL_FROM.set(Some(nth));
+            while !matches!(store.salvage(), Err(StoreError::Failed(_))) {
+                assert!(store.is_salvaging(), "read {nth}");
+            }
+            pages::FAIL_FROM.set(None);
+        }
+        drop(store);
+        let (sent, tallies, lines) = drain(dir.path(), &messages);
+        assert!(tallies.iter().all(|t| t.damaged.is_empty() && t.recipients == 0), "{lines:?}");
+        for (id, (_, known)) in &messages {
+            for position in 0..known.count() {
+                let was_sent = sent.contains_key(&(id.clone(), position));
+                assert_ne!(was_sent, known.delivered.contains(&position), "{id} to {position}");
+            }
+        }
+    }
+}
+
+/// A page that can never be read ends the search after some attempts, and what is left of the store
+/// is told.
+#[test]
+fn q8_a_page_that_can_never_be_read_does_not_hold_up_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    build(dir.path(), 10, true);
+    let (mut store, _) = Store::open(dir.path(), 0).unwrap();
+    store.report_damage("as if a page could not be read");
+    assert!(store.recover().unwrap().is_some());
+    pages::FAIL_FROM.set(Some(3));
+    let mut line = String::new();
+    for _ in 0..200 {
+        if let Ok(Salvaged::Finished(_, told)) = store.salvage() {
+            line = told;
+        }
+    }
+    pages::FAIL_FROM.set(None);
+    assert!(!store.is_salvaging() && line.contains("rename it to queue.db.damaged-1"), "{line}");
+}
+
 /// What a kill leaves at the end of the WAL is no damage, wherever it was cut: nothing is put aside.
 #[test]
 fn q8_a_kill_at_any_moment_is_no_damage() {

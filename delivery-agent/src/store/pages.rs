@@ -4,9 +4,10 @@
 //! them. The WAL lies over the file: its newest intact frame of a page counts. The format is that of
 //! <https://www.sqlite.org/fileformat2.html>; nothing in it is believed before it was checked.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -44,6 +45,8 @@ pub(super) struct Pages {
     /// And all of them can be believed.
     mapped: bool,
     map: Option<(u32, Vec<u8>)>,
+    /// The disk did not answer, which says nothing about what is on it.
+    failure: RefCell<Option<io::Error>>,
 }
 
 /// What a WAL is like.
@@ -54,15 +57,18 @@ pub(super) struct Wal {
     size: u32,
     /// A frame of a transaction that was committed is damaged.
     pub(super) damaged: bool,
+    /// It could not be read.
+    pub(super) failure: Option<io::Error>,
 }
 
 impl Pages {
     /// Opens a database file for reading, with its WAL.
     pub(super) fn open(path: &Path) -> Self {
-        let file = open(path).ok();
+        let mut failure = None;
+        let file = keep_failure(open(path), &mut failure);
         let mut name = path.as_os_str().to_owned();
         name.push("-wal");
-        let wal = open(Path::new(&name)).ok();
+        let wal = keep_failure(open(Path::new(&name)), &mut failure);
         let read = wal.as_ref().map(read_wal).unwrap_or_default();
         let length = file.as_ref().and_then(|f| f.metadata().ok()).map_or(0, |m| m.len());
         let in_file = u32::try_from(length.div_ceil(PAGE as u64)).unwrap_or(u32::MAX);
@@ -76,6 +82,7 @@ impl Pages {
             has_map: false,
             mapped: false,
             map: None,
+            failure: RefCell::new(failure.or(read.failure)),
         };
         if read.size == 0 || read.damaged {
             pages.count = in_file.max(in_wal);
@@ -106,10 +113,19 @@ impl Pages {
             return None;
         }
         if let (Some(at), Some(wal)) = (self.newer.get(&number), &self.wal) {
-            return wal.read_exact_at(bytes, at + offset).ok();
+            return self.kept(read_at(wal, bytes, at + offset));
         }
         let at = u64::from(number - 1) * PAGE as u64 + offset;
-        self.file.as_ref()?.read_exact_at(bytes, at).ok()
+        self.kept(read_at(self.file.as_ref()?, bytes, at))
+    }
+
+    fn kept(&self, result: io::Result<()>) -> Option<()> {
+        keep_failure(result, &mut self.failure.borrow_mut())
+    }
+
+    /// Why something could not be read since this was asked last, other than that it is not there.
+    pub(super) fn take_failure(&self) -> Option<io::Error> {
+        self.failure.borrow_mut().take()
     }
 
     /// Whether rows of a page count: it is not free and not the middle of a long row.
@@ -371,11 +387,46 @@ fn open(path: &Path) -> io::Result<File> {
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("not a regular file")) }
 }
 
+/// Gives what there is, and keeps the first error that says nothing about what is on the disk.
+fn keep_failure<T>(result: io::Result<T>, failure: &mut Option<io::Error>) -> Option<T> {
+    match result {
+        Ok(there) => Some(there),
+        Err(e) => {
+            // What can be read but is no file, and what ends too early, is what it is.
+            let is_failure = e.raw_os_error().is_some() && e.kind() != ErrorKind::NotFound;
+            if is_failure && e.raw_os_error() != Some(nix::errno::Errno::ELOOP as i32) {
+                failure.get_or_insert(e);
+            }
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Reads from this one on fail as on a disk that does not answer.
+    pub(super) static FAIL_FROM: std::cell::Cell<Option<u32>> = const { std::cell::Cell::new(None) };
+}
+
+fn read_at(file: &File, bytes: &mut [u8], at: u64) -> io::Result<()> {
+    #[cfg(test)]
+    if let Some(left) = FAIL_FROM.get() {
+        FAIL_FROM.set(Some(left.saturating_sub(1)));
+        if left <= 1 {
+            return Err(nix::errno::Errno::EIO.into());
+        }
+    }
+    file.read_exact_at(bytes, at)
+}
+
 /// Reads the WAL of a database file; None when there is none, or nothing in it.
 pub(super) fn wal_of(path: &Path) -> Option<Wal> {
     let mut name = path.as_os_str().to_owned();
     name.push("-wal");
-    let file = open(Path::new(&name)).ok()?;
+    let mut failure = None;
+    let Some(file) = keep_failure(open(Path::new(&name)), &mut failure) else {
+        return failure.map(|e| Wal { failure: Some(e), ..Wal::default() });
+    };
     (file.metadata().ok()?.len() > 0).then(|| read_wal(&file))
 }
 
@@ -391,7 +442,8 @@ fn read_wal(file: &File) -> Wal {
     if length == 0 {
         return wal;
     }
-    let is_good = file.read_exact_at(&mut header, 0).is_ok()
+    let is_read = keep_failure(read_at(file, &mut header, 0), &mut wal.failure).is_some();
+    let is_good = is_read
         && matches!(be32(&header, 0), 0x377f_0682 | 0x377f_0683)
         && be32(&header, 8) as usize == PAGE;
     let big = be32(&header, 0) & 1 == 1;
@@ -405,7 +457,9 @@ fn read_wal(file: &File) -> Wal {
     // Frames since the last commit, which count only when another one comes.
     let mut open = HashMap::new();
     let (mut broken, mut at) = (false, WAL_HEADER);
-    while at + FRAME as u64 <= length && file.read_exact_at(&mut frame, at).is_ok() {
+    while at + FRAME as u64 <= length
+        && keep_failure(read_at(file, &mut frame, at), &mut wal.failure).is_some()
+    {
         let stored = (be32(&frame, 16), be32(&frame, 20));
         let is_good = frame[8..16] == salt
             && checksum(big, checksum(big, sum, &frame[..8]), &frame[24..]) == stored

@@ -28,6 +28,8 @@ pub(super) struct Rescue {
     current: Option<Salvage>,
     /// Found, and not in the store yet.
     found: Vec<Found>,
+    /// How often the search was begun again, because the disk did not answer.
+    failed: u32,
 }
 
 /// What a step of [`Store::salvage`] has brought.
@@ -53,6 +55,8 @@ impl Store {
         if self.lock.is_none() {
             self.lock = Some(lock(&self.directory).map_err(fault)?);
         }
+        // Whoever has offered something since the last commit is told by the next.
+        let lost = self.has_accepted || self.lost_submissions || self.reopened;
         self.roll_back();
         if let Some(db) = self.db.take() {
             // What is damaged is not changed by closing it.
@@ -63,6 +67,7 @@ impl Store {
             Ok(told) => told,
             Err(e) => {
                 // The same the next time.
+                self.reopened = lost;
                 *self.damage.get_mut() = known;
                 return Err(fault(e));
             }
@@ -71,8 +76,10 @@ impl Store {
         self.rescue.current = None;
         self.rescue.found.clear();
         self.space.fill_ballast();
+        let committed = self.commit();
+        self.reopened = lost;
         // A store that takes nothing is no better than before.
-        match self.commit() {
+        match committed {
             Err(e @ (StoreError::Failed(_) | StoreError::Newer(_))) if told.is_none() => {
                 self.db = None;
                 Err(fault(e))
@@ -159,7 +166,7 @@ impl Store {
     /// Whether there is a damaged store that is not searched to its end.
     #[must_use]
     pub fn is_salvaging(&self) -> bool {
-        let Rescue { waiting, current, found } = &self.rescue;
+        let Rescue { waiting, current, found, failed: _ } = &self.rescue;
         !waiting.is_empty() || current.is_some() || !found.is_empty()
     }
 
@@ -178,13 +185,24 @@ impl Store {
                     self.rescue.waiting.pop_front().map(|path| Salvage::of(&path));
             }
             let Some(current) = &mut self.rescue.current else { return Ok(Salvaged::Nothing) };
+            let step = current.step();
+            if let Some(e) = current.take_failure() {
+                // Nothing of what is there must be missed, nor an old row taken for the newest.
+                if self.rescue.failed < ATTEMPTS {
+                    self.rescue.failed += 1;
+                    *current = Salvage::of(current.path());
+                    return Err(StoreError::Failed(worker_proto::sys::errno_text(&e)));
+                }
+                current.tally.unreadable = true;
+            }
             if !current.is_readable() {
                 let path = current.path().display();
                 let line = format!("{path}: cannot be read; its messages stay where they are");
                 self.rescue.current = None;
+                self.rescue.failed = 0;
                 return Ok(Salvaged::Finished(Tally::default(), line));
             }
-            match current.step() {
+            match step {
                 Step::Searched => return Ok(Salvaged::Nothing),
                 Step::Found(found) => self.rescue.found = found,
                 Step::Done => return self.finish(),
@@ -231,6 +249,7 @@ impl Store {
             self.db()?.execute_batch("DELETE FROM settled; DELETE FROM carried")?;
         }
         let Some(current) = self.rescue.current.take() else { return Ok(Salvaged::Nothing) };
+        self.rescue.failed = 0;
         let name = current.finish();
         let tally = current.tally.clone();
         let mut line = format!(
@@ -252,6 +271,13 @@ impl Store {
             line += ", and of the last ones perhaps nothing is left";
         }
         line += &format!("; it is kept as {}, remove it when nothing is missed", name.display());
+        if tally.unreadable {
+            let again = current.path().file_name().unwrap_or_default().to_string_lossy();
+            line += &format!(
+                "; parts could not be read because of I/O errors: check the disk, rename it to {again} \
+                 with its WAL and reload, and it is searched again"
+            );
+        }
         Ok(Salvaged::Finished(tally, line))
     }
 }
@@ -273,6 +299,9 @@ fn lock(directory: &Path) -> Result<Flock<File>, StoreError> {
         std::thread::sleep(LOCK_PAUSE);
     }
 }
+
+/// How often the search of a damaged store is begun again when the disk does not answer.
+const ATTEMPTS: u32 = 12;
 
 /// How long another process may keep the store, and how often that is looked at.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);

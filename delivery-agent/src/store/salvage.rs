@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::RecipientState;
@@ -58,6 +59,8 @@ pub struct Tally {
     pub missing: u64,
     /// How far the numbers went is not known.
     pub open_end: bool,
+    /// Parts could not be read, however often that was tried.
+    pub unreadable: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -119,6 +122,11 @@ impl Salvage {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Why something could not be read since this was asked last.
+    pub(super) fn take_failure(&self) -> Option<io::Error> {
+        self.pages.take_failure()
     }
 
     /// Goes on for a moment.

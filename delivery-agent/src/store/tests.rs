@@ -58,6 +58,21 @@ fn q4_what_was_not_committed_is_not_queued() {
     assert_eq!(open(dir.path()).queued(MessageNo(0), 9).unwrap(), []);
 }
 
+/// An offer that came between a failed commit and the opening again was rolled back there, and the next
+/// commit, with nothing to do, told it as queued.
+#[test]
+fn q4_what_came_before_the_store_was_opened_again_is_not_queued() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    store.accept(&submission(), 100).unwrap();
+    assert_eq!(store.recover().unwrap(), None);
+    assert_eq!(store.commit(), Err(StoreError::Reopened));
+    assert_eq!(store.queued(MessageNo(0), 9).unwrap(), []);
+    store.accept(&submission(), 100).unwrap();
+    assert_eq!(store.commit(), Ok(()));
+    assert_eq!(store.queued(MessageNo(0), 9).unwrap().len(), 1);
+}
+
 #[test]
 fn q8_a_damaged_store_is_put_aside() {
     let dir = tempfile::tempdir().unwrap();

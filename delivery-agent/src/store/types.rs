@@ -28,6 +28,8 @@ pub enum StoreError {
     Damaged(String),
     /// It has a version of the tables that a later program has made.
     Newer(i64),
+    /// The store was opened again before this was on disk.
+    Reopened,
     /// Anything else: the store may be perfect.
     Failed(String),
 }
@@ -65,6 +67,7 @@ impl std::fmt::Display for StoreError {
             Self::Full => f.write_str("the disk is full"),
             Self::Damaged(text) => write!(f, "damaged: {text}"),
             Self::Newer(version) => write!(f, "version {version} is of a later program"),
+            Self::Reopened => f.write_str("the queue database was opened again; try again"),
             Self::Failed(text) => f.write_str(text),
         }
     }
