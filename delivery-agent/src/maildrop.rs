@@ -3,7 +3,7 @@
 //! A file is a frame of [`crate::wire`], written under a temporary name, synchronised, renamed, and
 //! the directory synchronised. Names cannot be guessed, so that nobody waits for one. qmgr takes
 //! files in at its start and at each wakeup, a bounded number at a time; whoever may write here can put
-//! anything here, and none of it concerns another file. What is no message is moved to `corrupt/`.
+//! anything here, and none of it concerns another file. A file that is not a valid message is moved to `corrupt/`.
 
 use std::fs;
 use std::io;

@@ -225,7 +225,9 @@ impl Multi for Manager {
     fn connected(&mut self, reactor: &mut Reactor, now: Time, client: Client) {
         // It is a socket in the file system; anything else is a mistake in master.cf.
         let Client::Unix(stream, uid) = client else {
-            log::warn!("a client that is not local was turned away");
+            log::warn!(
+                "connection from a client that is not local refused: qmgr must be a service of type unix"
+            );
             return;
         };
         let Ok((token, link)) = Link::watch(reactor, stream) else { return };
@@ -357,7 +359,7 @@ impl Manager {
                     return self.survivor(reactor, now, token, held);
                 }
                 Ok(Some(_)) | Err(_) => {
-                    log::warn!("a client (uid {uid}) does not speak the queue's protocol");
+                    log::warn!("protocol error from uid {uid}, closing connection");
                     return self.drop_client(reactor, token);
                 }
                 Ok(None) => break,

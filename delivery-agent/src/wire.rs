@@ -109,7 +109,7 @@ pub struct Progress {
     pub waits_for: Option<String>,
 }
 
-/// A lease of a qmgr that has gone, in the hands of an agent.
+/// A lease granted by an earlier qmgr and still held by an agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
     /// Its number, for its report.

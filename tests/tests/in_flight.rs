@@ -81,7 +81,7 @@ fn q06_a_message_at_the_dot_is_not_repeated_when_qmgr_is_retired() {
     let instance = gate.instance();
     for round in 1..=3 {
         assert!(instance.belfry(&["reload"]).status.success());
-        instance.log().wait_for_count("its delivery agent goes on with it", round);
+        instance.log().wait_for_count("delivery continues in an agent of the previous qmgr", round);
     }
     gate.check(&instance);
     instance.finish(&[]);
@@ -94,7 +94,7 @@ fn q06_a_message_at_the_dot_is_not_repeated_when_qmgr_is_killed() {
     for round in 1..=3 {
         let qmgr = instance.workers("qmgr");
         qmgr.iter().for_each(|p| p.signal(Signal::SIGKILL));
-        instance.log().wait_for_count("its delivery agent goes on with it", round);
+        instance.log().wait_for_count("delivery continues in an agent of the previous qmgr", round);
     }
     gate.check(&instance);
     instance.finish_with(&["killed by signal 9"], &["bad command startup"]);
@@ -112,7 +112,7 @@ fn q06_a_message_at_the_dot_is_not_repeated_when_the_master_is_killed() {
         Process::read(master.pid).is_none_or(|p| p.zombie()).then_some(())
     });
     instance.start();
-    instance.log().wait_for("its delivery agent goes on with it");
+    instance.log().wait_for("delivery continues in an agent of the previous qmgr");
     gate.check(&instance);
     // It is nobody's child any more.
     wait::until("the old agent's end", wait::LONG, || {
@@ -128,11 +128,11 @@ fn q06_a_message_whose_agent_and_qmgr_are_killed_goes_out_again() {
     let instance = gate.instance();
     let both = [instance.workers("qmgr"), instance.workers("delivery-agent")].concat();
     both.iter().for_each(|p| p.signal(Signal::SIGKILL));
-    instance.log().wait_for("its delivery agent has died");
+    instance.log().wait_for("delivery agent terminated abnormally");
     instance.log().wait_for(": removed");
     gate.open.store(true, Ordering::SeqCst);
     instance.finish_with(
-        &["killed by signal 9", "its delivery agent has died"],
+        &["killed by signal 9", "delivery agent terminated abnormally"],
         &["bad command startup", "offer to private/qmgr"],
     );
 }
@@ -221,7 +221,7 @@ fn q08_after_a_failure_of_the_store_the_next_qmgr_is_told_what_was_sent() {
     wait::until("the delivery", wait::LONG, || (relay.taken().len() == 1).then_some(()));
     let process = Process::read(qmgr).expect("it waits for its store");
     process.signal(Signal::SIGKILL);
-    instance.log().wait_for("its delivery agent goes on with it");
+    instance.log().wait_for("delivery continues in an agent of the previous qmgr");
     instance.log().wait_for("status=sent");
     instance.log().wait_for(": removed");
     assert_eq!(relay.taken().len(), 1, "it was not sent again");
@@ -288,7 +288,7 @@ fn repeats(program: &str, kills: usize) -> usize {
     let possible = [
         "killed by signal 9",
         "bad command startup",
-        "its delivery agent has died",
+        "delivery agent terminated abnormally",
         "delivery agents died on it",
         "offer to private/qmgr",
         " is down: ",

@@ -23,10 +23,10 @@ fn a_socket_whose_file_is_gone_is_told_and_bound_again() {
         .start();
     let path = instance.queue().join("public/a");
     assert!(Probe::unix(&path).unwrap().report().is_ok());
-    for mend in [&["reset", "a"][..], &["reload", "--changed"], &["reload"]] {
+    for fix in [&["reset", "a"][..], &["reload", "--changed"], &["reload"]] {
         assert_eq!(status(&instance, "a")["state"], "up");
         fs::remove_file(&path).unwrap();
-        if mend[0] == "reset" {
+        if fix[0] == "reset" {
             // Somebody else's is no better than none.
             fs::write(&path, "").unwrap();
         }
@@ -35,9 +35,9 @@ fn a_socket_whose_file_is_gone_is_told_and_bound_again() {
         let note = row["note"].as_str().unwrap();
         assert!(note.contains("public/a: the socket file was removed or replaced"), "{note}");
         assert_eq!(status(&instance, "b")["state"], "up");
-        assert!(instance.belfry(mend).status.success());
-        assert_eq!(status(&instance, "a")["state"], "up", "after {mend:?}");
-        assert!(Probe::unix(&path).unwrap().report().is_ok(), "after {mend:?}");
+        assert!(instance.belfry(fix).status.success());
+        assert_eq!(status(&instance, "a")["state"], "up", "after {fix:?}");
+        assert!(Probe::unix(&path).unwrap().report().is_ok(), "after {fix:?}");
     }
     instance.finish_with(&[], &["the socket file was removed"]);
 }
@@ -89,7 +89,7 @@ fn a_retired_worker_that_hangs_is_told_and_killed_when_asked_for() {
         .service("a unix n n n - 1 probe_worker ignore-end ignore-term")
         .start();
     let path = instance.queue().join("public/a");
-    for mend in [&["reset", "a"][..], &["reload"]] {
+    for fix in [&["reset", "a"][..], &["reload"]] {
         let pid = Probe::unix(&path).unwrap().report().unwrap()["pid"].clone();
         wait::until("the worker to be idle", wait::LONG, || {
             (status(&instance, "a")["idle"] == 1).then_some(())
@@ -97,7 +97,7 @@ fn a_retired_worker_that_hangs_is_told_and_killed_when_asked_for() {
         assert!(instance.belfry(&["reload"]).status.success());
         let row = status(&instance, "a");
         assert_eq!((&row["state"], &row["retired"]), (&"retiring".into(), &1.into()), "{row}");
-        assert!(instance.belfry(mend).status.success());
+        assert!(instance.belfry(fix).status.success());
         wait::until("the worker to be killed", wait::LONG, || {
             Process::read(pid.parse().unwrap()).is_none().then_some(())
         });

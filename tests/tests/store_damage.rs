@@ -132,7 +132,7 @@ fn q8_damage_found_in_use_repeats_nothing() {
             "queue database",
             " is down: ",
             "cannot be read",
-            "its delivery agent has died",
+            "delivery agent terminated abnormally",
             "Connection refused",
         ],
     );

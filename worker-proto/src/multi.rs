@@ -305,7 +305,7 @@ fn path_of(listen: &OwnedFd) -> Option<std::path::PathBuf> {
     address.path().map(std::path::Path::to_owned)
 }
 
-/// Wakes a service as its timer would. It waits for nobody; a master that has gone needs no waking.
+/// Wakes a service as its timer would. It never blocks; a failure means that there is no master to wake.
 fn wake(path: &std::path::Path) {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let connected = socket(AddressFamily::Unix, SockType::Stream, flags, None).and_then(|fd| {

@@ -140,7 +140,7 @@ impl<'a> Qmgr<'a> {
                 }
                 Ok(None) => return work,
                 Ok(Some(_)) | Err(_) => {
-                    log::warn!("qmgr sent what is no lease");
+                    log::warn!("protocol error from qmgr, closing connection");
                     self.ended();
                     self.decoder = Decoder::default();
                     return work;
@@ -178,7 +178,7 @@ impl Drop for Qmgr<'_> {
         for (held, report) in self.kept.iter().filter(|_| self.path.is_some()) {
             let outcomes: Vec<_> = report.outcomes.iter().map(|(_, o)| o.to_string()).collect();
             let outcomes = outcomes.join("; ");
-            log::warn!("{}: qmgr could not be told, and may send it again: {outcomes}", held.id);
+            log::warn!("{}: cannot report to qmgr, message may be sent again: {outcomes}", held.id);
         }
     }
 }

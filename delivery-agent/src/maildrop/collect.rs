@@ -2,7 +2,7 @@
 //!
 //! A step looks at a bounded number of names and bytes, whatever there is. A file that is no message,
 //! or not one within the limits, is put aside and told once; one that cannot be read for now stays; one
-//! that has gone is nobody's concern. No file keeps another one waiting.
+//! that has vanished is ignored. No file delays another one.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -226,7 +226,7 @@ fn is_shortage(error: &io::Error) -> bool {
 }
 
 /// Reads a file that anybody may have put there: no link, one name, and it is its owner's message
-/// whatever it says. `bytes` counts what was read, also in vain.
+/// whatever it says. `bytes` counts what was read.
 fn read(path: &Path, limits: Limits, bytes: &mut u64) -> io::Result<Submission> {
     let mut options = OpenOptions::new();
     let mut file = options.read(true).custom_flags(careful()).open(path)?;

@@ -73,7 +73,7 @@ impl Manager {
                     Self::tell(self.queue.progress(self.clock.now(now), &progress));
                 }
                 Ok(Some(_)) | Err(_) => {
-                    log::warn!("a delivery agent does not speak the queue's protocol");
+                    log::warn!("protocol error from a delivery agent, closing connection");
                     return self.drop_agent(reactor, now, token);
                 }
                 Ok(None) => break,
@@ -103,10 +103,10 @@ impl Manager {
         if let Some(verdict) = self.queue.agent_died(queue_now, lease) {
             let id = self.id(verdict.no);
             if self.gives_out() {
-                log::warn!("{id}: its delivery agent has died");
+                log::warn!("{id}: delivery agent terminated abnormally");
             } else {
                 // At a stop the master starts no more agents: this one may never have begun.
-                log::info!("{id}: no delivery agent has it any more");
+                log::info!("{id}: delivery agent gone, message stays in the queue");
             }
             self.carry_out(now, verdict);
         }
@@ -230,7 +230,7 @@ impl Manager {
     fn unreachable(&mut self, error: &io::Error) {
         if !std::mem::replace(&mut self.agents_unreachable, true) {
             let subject = format!("connect {}", self.params.delivery_service_name);
-            log::warn!("{}; it is tried again each second", Fault::io(subject, error));
+            log::warn!("{}; retrying every second", Fault::io(subject, error));
         }
     }
 

@@ -73,7 +73,7 @@ impl DropBox {
             Ok(watch) => self.watch = Some(watch),
             Err(e) => {
                 let cause = Fault::io("watch maildrop", &e);
-                log::warn!("{cause}: files in it are taken at wakeups alone");
+                log::warn!("{cause}: new files are collected at wakeups only");
             }
         }
     }

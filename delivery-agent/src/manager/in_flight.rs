@@ -35,7 +35,10 @@ impl InFlight {
             Ok((file, found)) => (Some(file), found),
             Err(e) => {
                 let reason = worker_proto::sys::errno_text(&e);
-                log::warn!("{}: {reason}: a restart may repeat messages", path.display());
+                log::warn!(
+                    "{}: {reason}; messages may be delivered twice after a restart",
+                    path.display()
+                );
                 (None, Vec::new())
             }
         };

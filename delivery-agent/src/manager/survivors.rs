@@ -136,7 +136,7 @@ impl Manager {
         for held in held {
             let number = held.lease;
             if let Some(kept) = self.adopt(&held) {
-                log::info!("{}: its delivery agent goes on with it", held.id);
+                log::info!("{}: delivery continues in an agent of the previous qmgr", held.id);
                 survivor.held.insert(number, kept);
             } else if self.is_unread(&held.id) {
                 survivor.unread.insert(number, (held, None));
@@ -204,7 +204,7 @@ impl Manager {
                 }
                 Ok(None) => break,
                 Ok(Some(_)) | Err(_) => {
-                    log::warn!("a delivery agent does not speak the queue's protocol");
+                    log::warn!("protocol error from a delivery agent, closing connection");
                     open = false;
                     break;
                 }

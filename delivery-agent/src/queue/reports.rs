@@ -196,7 +196,7 @@ impl Queue {
         again
     }
 
-    /// A relay that could have been asked and was not, lest the message goes round and round.
+    /// A relay that could have been asked and was not, so that the message is not sent in a loop.
     fn pause_what_was_not_asked(
         &self,
         now: Time,

@@ -163,7 +163,7 @@ impl Master {
             let lost = self.bind_again(now, id);
             self.queue.push(id, Event::Reset);
             if lost && let Some(service) = self.services.get(&id) {
-                // Those who have the old socket wait at it in vain.
+                // Workers with the old socket never get another client.
                 let rules = service.configured.rules.clone();
                 self.queue.push(id, Event::Reload { rules, changed: false, retire: true });
             }

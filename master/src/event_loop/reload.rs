@@ -388,7 +388,7 @@ impl Master {
             self.rebind(now, id, old);
         }
         self.end_hung(now, id);
-        // Workers with a socket that was replaced wait at it in vain.
+        // Workers with a socket that was replaced never get another client.
         self.queue.push(id, Event::Reload { rules, changed, retire: retire || lost });
     }
 }

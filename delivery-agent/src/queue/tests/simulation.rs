@@ -143,7 +143,7 @@ impl World {
                 }
             }
         }
-        prop_assert!(false, "round and round at {}", self.now);
+        prop_assert!(false, "endless loop at {}", self.now);
         Ok(())
     }
 
