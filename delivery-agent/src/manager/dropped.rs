@@ -117,12 +117,18 @@ impl DropBox {
                 for path in taken {
                     self.strikes.remove(&path);
                     match std::fs::remove_file(&path) {
+                        // The file has gone; whatever has its name now is for the next pass.
+                        Err(e)
+                            if matches!(
+                                e.kind(),
+                                ErrorKind::NotFound | ErrorKind::IsADirectory
+                            ) => {}
                         // It is known by its token when it is found again, and not before a pause.
-                        Err(e) if e.kind() != ErrorKind::NotFound => {
+                        Err(e) => {
                             let subject = format!("remove {}", path.display());
                             trouble = Some(Fault::io(subject, &e).to_string());
                         }
-                        _ => {}
+                        Ok(()) => {}
                     }
                 }
                 match trouble {
@@ -221,5 +227,25 @@ fn tell(complaints: &[String]) {
     let rest = complaints.len().saturating_sub(MOST_LINES);
     if rest > 0 {
         log::warn!("maildrop: {rest} more files like these");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Somebody put a directory in the place of a file while it was being queued; the whole drop
+    /// directory then waited, up to 30 seconds and again and again.
+    #[test]
+    fn a_taken_file_that_was_replaced_keeps_no_other_file_waiting() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("new.1");
+        std::fs::create_dir(&path).unwrap();
+        let mut drops = DropBox::new(0);
+        drops.next = Some(Time::now());
+        drops.taken.push(path);
+        let before = drops.next;
+        drops.settle(Time::now(), &Ok(()));
+        assert_eq!((drops.next, drops.pause), (before, Duration::ZERO));
     }
 }
