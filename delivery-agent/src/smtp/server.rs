@@ -35,6 +35,8 @@ pub struct Server {
     in_bdat: bool,
     errors: u64,
     junk: u64,
+    /// Messages that were taken.
+    messages: u64,
     /// A command of SMTP came.
     has_spoken: bool,
     /// The line that was not SMTP.
@@ -59,6 +61,7 @@ impl Server {
             in_bdat: false,
             errors: 0,
             junk: 0,
+            messages: 0,
             has_spoken: false,
             foreign: None,
             output,
@@ -87,6 +90,12 @@ impl Server {
     #[must_use]
     pub const fn is_in_message(&self) -> bool {
         matches!(self.input, Input::Data(_) | Input::Chunk { .. })
+    }
+
+    /// How many messages were taken.
+    #[must_use]
+    pub const fn messages(&self) -> u64 {
+        self.messages
     }
 
     /// Whether the client has begun to hand in a message.
@@ -386,6 +395,7 @@ impl Server {
         let body = std::mem::take(&mut self.body);
         let answer = backend.message(&self.envelope, body);
         self.junk = 0;
+        self.messages += u64::from(answer.is_positive());
         self.reset();
         self.say(&answer);
     }

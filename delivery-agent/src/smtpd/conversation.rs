@@ -1,8 +1,8 @@
 //! conversation - one client's session: reads, writes and their deadlines
 //!
 //! Each command, and each block of a message, has the time of `timeout`, however slowly it drips in,
-//! and so has each write. A client that makes no progress is closed early when another one needs its
-//! place: when the master wants this worker to end, as it does when every worker is busy (stress), and
+//! and so has each write. A client that makes no progress - it is silent, or talks and brings no
+//! message - is closed early when another one needs its place: when the master wants this worker to end, as it does when every worker is busy (stress), and
 //! when a client waits on the listen socket and no worker takes it.
 
 use std::io::{ErrorKind, Read, Write};
@@ -77,6 +77,10 @@ where
     let mut received = 0;
     // When the client last showed a sign of life.
     let mut life = Time::now();
+    // When it last brought a message, or a block of one: answers alone are no use of a worker that
+    // others need.
+    let mut progress = life;
+    let mut messages = 0;
     loop {
         let hurried = match server.is_in_transaction() {
             true => terms.stress_timeout,
@@ -97,6 +101,10 @@ where
             life = Time::now();
             received = 0;
         }
+        if server.messages() > messages {
+            messages = server.messages();
+            progress = life;
+        }
         if server.is_closing() {
             return match server.foreign() {
                 Some(line) => Ending::Foreign(line.to_owned()),
@@ -106,12 +114,15 @@ where
         if received >= BLOCK {
             received = 0;
             life = Time::now();
+            progress = life;
         }
         watchdog::feed();
         let now = Time::now();
-        let mut left = (life + allowed).since(now);
+        let soon = (life + hurried).min(progress + terms.stress_timeout);
+        let deadline = if stressed { soon } else { life + allowed };
+        let mut left = deadline.since(now);
         if let Some(others) = terms.others.filter(|_| !stressed) {
-            let patient = (life + hurried).since(now);
+            let patient = soon.since(now);
             if !patient.is_zero() || !is_readable(&others.waiting) {
                 waits_since = None;
             } else if now.since(*waits_since.get_or_insert(now)) > settling() {

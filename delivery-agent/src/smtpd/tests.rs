@@ -199,6 +199,39 @@ fn an_idle_client_makes_room_when_the_master_or_another_client_needs_the_worker(
     }
 }
 
+/// 300 clients that sent NOOP or RCPT now and then, each answered, kept everybody else out.
+#[test]
+fn a_client_that_talks_but_brings_no_message_makes_room_too() {
+    for command in ["NOOP\r\n", "RCPT TO:<a@b>\r\n"] {
+        let (mut client, end) = pair();
+        let (_master, channel) = UnixStream::pair().unwrap();
+        let (other, waiting) = UnixStream::pair().unwrap();
+        (&other).write_all(b"x").unwrap();
+        let others = Others { master: channel.as_fd(), waiting: vec![waiting.as_fd()] };
+        let terms = Terms {
+            timeout: Duration::from_secs(600),
+            stress_timeout: Duration::from_millis(300),
+            others: Some(&others),
+        };
+        let ending = thread::scope(|scope| {
+            let server = scope.spawn(|| ending(end, terms));
+            client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            client.write_all(b"EHLO x\r\nMAIL FROM:<a@b>\r\n").unwrap();
+            for _ in 0..60 {
+                let mut bytes = [0; 400];
+                if !matches!(client.read(&mut bytes), Ok(1..)) {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(50));
+                let _ = client.write_all(command.as_bytes());
+            }
+            drop(client);
+            server.join().unwrap()
+        });
+        assert_eq!(ending, Ending::MadeRoom, "{command}");
+    }
+}
+
 #[test]
 fn m4_a_whole_conversation() {
     let offers = with_qmgr(vec![Some(queued("X1"))], |qmgr| {
