@@ -192,13 +192,18 @@ impl RelayClock {
     }
 }
 
-/// 20 % less to 20 % more.
-fn jitter(pause: Duration, seed: u64) -> Duration {
-    // The finalizer of splitmix64 spreads seeds that differ by little.
+/// A number that looks like chance: the finalizer of splitmix64 spreads seeds that differ by little.
+#[must_use]
+pub const fn spread(seed: u64) -> u64 {
     let mut x = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    let thousandths = 800 + u32::try_from((x ^ (x >> 31)) % 401).unwrap_or(200);
+    x ^ (x >> 31)
+}
+
+/// 20 % less to 20 % more.
+fn jitter(pause: Duration, seed: u64) -> Duration {
+    let thousandths = 800 + u32::try_from(spread(seed) % 401).unwrap_or(200);
     pause * thousandths / 1000
 }
 

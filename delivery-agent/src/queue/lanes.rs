@@ -32,6 +32,15 @@ impl Lanes {
         self.0[index(lane)].first().copied()
     }
 
+    /// Any message of a lane, as the number says.
+    pub(super) fn any(&self, lane: Lane, number: u64) -> Option<MessageNo> {
+        let messages = &self.0[index(lane)];
+        let (MessageNo(first), MessageNo(last)) = (*messages.first()?, *messages.last()?);
+        let span = last.abs_diff(first).saturating_add(1);
+        let from = MessageNo(first.saturating_add_unsigned(number % span));
+        messages.range(from..).next().copied()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.iter().all(BTreeSet::is_empty)
     }

@@ -9,7 +9,7 @@ use super::lanes::{LANES, Lanes};
 use super::types::{Leased, Stall, State};
 use super::{Queue, RelayChange};
 use crate::outcome::{Finding, RelayNews};
-use crate::retry::RelayClock;
+use crate::retry::{RelayClock, spread};
 use crate::store::MessageNo;
 use crate::wire::{Lane, Progress};
 
@@ -178,17 +178,27 @@ impl Queue {
             let fresh = self.fresh.first(lane).filter(|_| fresh);
             [fresh, relay.ready.first(lane)].into_iter().flatten().min()
         };
-        let choice = |lane| first(lane).map(|no| Choice { no, lane, relay: index });
         if relay.clock.is_up() {
             let lane = self.turns.next(|lane| first(lane).is_some())?;
-            return choice(lane).filter(|_| self.busy(index) < relay.window);
+            let choice = first(lane).map(|no| Choice { no, lane, relay: index });
+            return choice.filter(|_| self.busy(index) < relay.window);
         }
-        // It is being tried out. The urgent ones are not for that while another relay works.
+        // It is being tried out. The urgent ones are not for that while another relay works. Not the
+        // oldest: the oldest ones may be many of a kind that the relay cannot bear (R6).
+        let number = spread(self.seed);
         let mut lanes = LANES;
         if works {
             lanes.reverse();
+        } else if number >> 62 == 0 {
+            lanes.rotate_left(1);
         }
-        lanes.into_iter().find_map(choice).or_else(|| {
+        let any = |lane: Lane| {
+            let fresh = self.fresh.any(lane, number).filter(|_| fresh);
+            let ready = relay.ready.any(lane, number);
+            let no = if number >> 61 & 1 == 0 { fresh.or(ready) } else { ready.or(fresh) };
+            no.map(|no| Choice { no, lane, relay: index })
+        };
+        lanes.into_iter().find_map(any).or_else(|| {
             // The same message would show nothing new.
             let no = relay.broke.first().filter(|_| !relay.clock.in_question());
             let no = no.map(|(_, no)| *no)?;

@@ -529,3 +529,35 @@ fn r1_a_relay_that_takes_few_sessions_gets_no_more() {
     assert!(downs <= 5, "{downs} lines in the log");
     assert!(now < at(60), "{now}");
 }
+
+/// Twenty messages over which a relay ends its sessions were in front of a hundred others, and each
+/// was a probe before one of those: hours, as the pauses grow.
+#[test]
+fn r6_many_messages_that_end_sessions_do_not_keep_the_others_from_the_only_relay() {
+    let mut queue = queue(120, &["a"]);
+    for no in 1..=5 {
+        queue.remove(MessageNo(no));
+        queue.add(MessageNo(no), Lane::Urgent, at(0), at(0), 0, false);
+    }
+    let (mut now, mut left) = (at(0), 100);
+    while left > 0 {
+        let mut leases = Vec::new();
+        while let Some((no, plan)) = lease_of(&mut queue, now, &[0]) {
+            leases.push((no, plan.lease));
+        }
+        for (no, lease) in &leases {
+            if no.0 <= 20 {
+                queue.news(now, Some(*lease), &news("a", Finding::Broke));
+                queue.report(now, *lease, &[(0, not_sent())]).unwrap();
+            } else {
+                left -= 1;
+                queue.news(now, Some(*lease), &news("a", Finding::Works));
+                queue.report(now, *lease, &[(0, delivered())]).unwrap();
+            }
+        }
+        if leases.is_empty() {
+            now = queue.deadline().unwrap();
+        }
+        assert!(now < at(90), "{left} are left");
+    }
+}
