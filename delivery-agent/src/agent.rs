@@ -61,6 +61,8 @@ struct Current {
     /// Whether the relay has answered for a message.
     settled: bool,
     opened: bool,
+    /// Whether it was given up because no answer came.
+    mute: bool,
     /// The most recipients it has taken at once, when that was not all.
     most: usize,
 }
@@ -170,7 +172,8 @@ impl Unit<'_> {
             cut.is_some() || self.waiting.iter().any(|j| j.relays.contains(&current.relay));
         let in_doubt = cut == Some(true);
         // A relay may end a session that has done some work, or has none to do.
-        if !in_doubt && (current.settled || current.opened && !has_work) {
+        let may_end = current.settled && !current.mute || current.opened && !has_work;
+        if !in_doubt && may_end {
             debug!("{name}: {why}");
             return;
         }
@@ -244,8 +247,23 @@ impl Unit<'_> {
 
     /// The first relay that may be asked for this job.
     fn choose(&self, job: &Job) -> Option<usize> {
+        self.choices(job).next()
+    }
+
+    /// The relays that may be asked for this job.
+    fn choices(&self, job: &Job) -> impl Iterator<Item = usize> {
         let rests = |relay: usize| self.down[relay].is_some_and(|last| job.number <= last);
-        job.relays.iter().copied().find(|&relay| !rests(relay) && job.is_for(relay))
+        job.relays.iter().copied().filter(move |&relay| !rests(relay) && job.is_for(relay))
+    }
+
+    /// Whether it is time to leave a relay that does not answer for another one: after a while, and
+    /// as long as nothing of the text is on its way, so that no copy can arrive.
+    fn is_to_leave(&self, now: Time) -> bool {
+        let Some((job, relay, stage, since)) = self.awaited() else { return false };
+        stage.is_before_text()
+            && now.since(since) >= self.agent.stall
+            && !self.qmgr.is_lost()
+            && self.choices(job).any(|other| other != relay)
     }
 
     fn offer_front(&mut self, relay: usize) {
@@ -305,8 +323,15 @@ impl Unit<'_> {
                 let now = Time::now();
                 let mut link = Link::new(socket, session, agent.timeouts);
                 link.flush(now);
-                let (settled, opened, most) = (false, false, usize::MAX);
-                self.current = Some(Current { relay, link, since: now, settled, opened, most });
+                self.current = Some(Current {
+                    relay,
+                    link,
+                    since: now,
+                    settled: false,
+                    opened: false,
+                    mute: false,
+                    most: usize::MAX,
+                });
             }
             Err(why) => self.mark_down(relay, Finding::Unreachable, &why),
         }
@@ -380,7 +405,14 @@ impl Unit<'_> {
             if from_relay {
                 current.link.read(now);
             }
-            current.link.check(now);
+            current.mute = current.link.is_late(now);
+        }
+        let leaves = self.is_to_leave(now);
+        if let Some(current) = &mut self.current {
+            current.mute |= leaves;
+            if current.mute {
+                current.link.give_up();
+            }
         }
         if from_qmgr {
             for work in self.qmgr.read() {

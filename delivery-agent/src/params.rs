@@ -33,9 +33,10 @@ params! {
         smtp_rset_timeout: Time = "20s", "1s"..="1h";
         /// How long one session with a relay may last; messages that wait then get another one.
         smtp_connection_reuse_time_limit: Time = "300s", "1s"..="1d";
-        /// A relay that lets a message wait for an answer longer than this counts as slow: other
-        /// messages go to the next relay as long as that lasts, if there is one. The message that
-        /// waits keeps the deadline of its stage.
+        /// A message that waits longer than this for a relay's answer goes to the next relay, if
+        /// there is one that works, and the relay counts as failing. Once its text is being sent it
+        /// waits as long as the deadline of the stage says, lest it arrives twice; the relay counts
+        /// as slow then, and other messages go to the next one as long as that lasts.
         relay_stall_time: Time = "10s", "1s"..="1h";
     }
 }

@@ -36,6 +36,8 @@ enum Fault {
     Answer(&'static str, &'static str),
     /// The line is closed when this many bytes were said.
     CloseAt(usize),
+    /// It says nothing more when this many bytes were said.
+    MuteAt(usize),
     /// This answer to RCPT for this recipient.
     AnswerTo(&'static str, &'static str),
     /// This answer to RCPT, and then the line is closed.
@@ -108,24 +110,29 @@ struct Conversation {
 struct Over;
 
 impl Conversation {
+    /// Until the client gives up.
+    fn wait_for_the_end(&self) {
+        let mut line = String::new();
+        while BufReader::new(&self.stream).read_line(&mut line).is_ok_and(|n| n > 0) {}
+    }
+
     fn say(&mut self, stage: &str, answer: &str) -> Result<bool, Over> {
         let mut bytes = answer.as_bytes();
         match self.fault {
             Fault::Say(at, text, after) if at == stage => {
                 self.stream.write_all(text).map_err(|_| Over)?;
                 if after == After::Stall {
-                    // Until the client gives up.
-                    let _ = BufReader::new(&self.stream).read_line(&mut String::new());
-                    while BufReader::new(&self.stream)
-                        .read_line(&mut String::new())
-                        .is_ok_and(|n| n > 0)
-                    {}
+                    self.wait_for_the_end();
                 }
                 return Err(Over);
             }
             Fault::Answer(at, text) if at == stage => bytes = text.as_bytes(),
             Fault::CloseAt(limit) if self.said + bytes.len() > limit => {
                 let _ = self.stream.write_all(&bytes[..limit - self.said]);
+                return Err(Over);
+            }
+            Fault::MuteAt(limit) if self.said + bytes.len() > limit => {
+                self.wait_for_the_end();
                 return Err(Over);
             }
             Fault::Drip => {
@@ -402,6 +409,41 @@ fn s6_a_stall_at_any_stage_ends_at_its_deadline() {
         let down = reports[0].relays.iter().find(|n| fails(n)).unwrap();
         assert_eq!(down.reply, format!("timed out while waiting for {waited}"));
     }
+}
+
+/// A message waited for the whole deadline, five minutes at RCPT, while another relay worked.
+#[test]
+fn s1_a_message_does_not_wait_for_a_mute_relay_while_another_works() {
+    for stage in ["greeting", "ehlo", "mail", "rcpt", "data"] {
+        let peers = [Peer::new(&[Fault::Say(stage, b"25", After::Stall)]), Peer::new(&[])];
+        let (reports, _) = deliver(&peers, PATIENT, vec![lease(1, &["x@y"])]);
+        assert_eq!(words(&reports[0]), ["b sent"], "{stage}");
+        assert!(reports[0].relays.iter().any(|n| n.relay == "a" && fails(n)), "{stage}");
+        assert!(reports[0].slow.is_empty(), "{stage}");
+    }
+}
+
+/// A relay that has worked and is mute then was asked a second time, for as long.
+#[test]
+fn s1_a_relay_that_has_worked_and_is_mute_counts_as_failing() {
+    let each = "250 ok\r\n250 ok\r\n354 go\r\n250 2.0.0 taken\r\n".len();
+    let first = "220 peer\r\n".len() + EHLO.len() + each;
+    let peers = [Peer::new(&[Fault::MuteAt(first), Fault::MuteAt(0)]), Peer::new(&[])];
+    let (reports, _) = deliver(&peers, PATIENT, vec![lease(1, &["x@y"]), lease(2, &["x@y"])]);
+    assert_eq!(words(&reports[0]), ["a sent"]);
+    assert_eq!(words(&reports[1]), ["b sent"]);
+    let failed: Vec<_> = reports[1].relays.iter().filter(|n| fails(n)).collect();
+    assert!(
+        matches!(failed[..], [n] if n.reply == "timed out while waiting for the answer to MAIL")
+    );
+}
+
+/// The answer to the end of the text is awaited: the message may have arrived.
+#[test]
+fn s6_a_late_answer_after_the_dot_is_waited_for_though_another_relay_works() {
+    let peers = [Peer::new(&[Fault::Late("dot", SHORT)]), Peer::new(&[])];
+    let (reports, got) = deliver(&peers, PATIENT, vec![lease(1, &["x@y"])]);
+    assert_eq!((words(&reports[0]), got[1].len()), (vec!["a sent".to_owned()], 0));
 }
 
 #[test]

@@ -7,7 +7,9 @@ use log::debug;
 use worker_proto::clock::Time;
 
 use super::Unit;
+use super::job::Job;
 use crate::outcome::{Finding, RelayNews};
+use crate::smtp::session::Stage;
 use crate::smtp::stream;
 use crate::wire::{Header, Progress};
 
@@ -50,18 +52,19 @@ impl Unit<'_> {
         self.qmgr.send(&Header::News(RelayNews { relay: name.to_owned(), finding, reply }));
     }
 
-    /// The lease and the relay whose answer is awaited, for what, and since when.
-    pub(super) fn awaited(&self) -> Option<(u64, usize, String, Time)> {
+    /// The job and the relay whose answer is awaited, for what, and since when.
+    pub(super) fn awaited(&self) -> Option<(&Job, usize, Stage, Time)> {
         let current = self.current.as_ref()?;
         let (stage, since) = current.link.awaits()?;
         let job = self.flying.front().or_else(|| self.waiting.front())?;
-        Some((job.lease, current.relay, stage.to_string(), since))
+        Some((job, current.relay, stage, since))
     }
 
     /// Tells qmgr when a relay lets a message wait, and when it has answered after all.
     pub(super) fn tell_slow(&mut self, now: Time) {
         let slow = self.awaited().filter(|(.., since)| now.since(*since) >= self.agent.stall);
-        let key = slow.as_ref().map(|(lease, relay, ..)| (*lease, *relay));
+        let slow = slow.map(|(job, relay, stage, _)| ((job.lease, relay), stage));
+        let key = slow.map(|(key, _)| key);
         if key == self.told_slow {
             return;
         }
@@ -70,7 +73,7 @@ impl Unit<'_> {
             Header::Progress(Progress { lease, relay: name(relay), waits_for })
         };
         let over = self.told_slow.map(|key| progress(key, None));
-        let begun = slow.map(|(lease, relay, stage, _)| progress((lease, relay), Some(stage)));
+        let begun = slow.map(|(key, stage)| progress(key, Some(stage.to_string())));
         self.told_slow = key;
         over.into_iter().chain(begun).for_each(|header| self.qmgr.send(&header));
     }

@@ -58,6 +58,14 @@ pub enum Stage {
     Idle,
 }
 
+impl Stage {
+    /// Whether nothing of a message's text can have been sent.
+    #[must_use]
+    pub const fn is_before_text(self) -> bool {
+        matches!(self, Self::Greeting | Self::Hello | Self::Mail | Self::Rcpt | Self::Data)
+    }
+}
+
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -140,7 +140,7 @@ impl<T: Transport> Link<T> {
         }
     }
 
-    /// When [`Link::check`] must be called at the latest.
+    /// When [`Link::is_late`] begins.
     #[must_use]
     pub const fn deadline(&self) -> Option<Time> {
         self.deadline
@@ -174,12 +174,16 @@ impl<T: Transport> Link<T> {
         self.renew(now);
     }
 
-    /// Gives up when the deadline has passed.
-    pub fn check(&mut self, now: Time) {
-        if self.deadline.is_some_and(|deadline| deadline <= now) {
-            self.lost("timed out");
-            self.deadline = None;
-        }
+    /// Whether the deadline has passed: it is time to [`Link::give_up`].
+    #[must_use]
+    pub fn is_late(&self, now: Time) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= now)
+    }
+
+    /// Waits no longer for the answer.
+    pub fn give_up(&mut self) {
+        self.lost("timed out");
+        self.deadline = None;
     }
 
     /// Whether something was read.
