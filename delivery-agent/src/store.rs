@@ -55,6 +55,11 @@ pub struct Store {
     lost_submissions: bool,
     /// Submissions that no commit has told of went down when the store was opened again.
     reopened: bool,
+    /// Numbers of the submissions in the running transaction.
+    numbers: Vec<i64>,
+    /// Numbers whose commit has failed. They may be on disk for all that, and must not be sent: whoever
+    /// submitted them was told that they are not queued, and comes again.
+    refused: Vec<i64>,
     /// Bytes of the submissions in the running transaction.
     pending: u64,
     /// Changes that are not on disk yet; they are made again when their transaction fails.
@@ -102,6 +107,8 @@ impl Store {
             has_accepted: false,
             lost_submissions: false,
             reopened: false,
+            numbers: Vec::new(),
+            refused: Vec::new(),
             pending: 0,
             unsaved: Vec::new(),
             ledger: Ledger::default(),
@@ -165,6 +172,7 @@ impl Store {
         match inserted {
             Ok(accepted) => {
                 self.pending += size;
+                self.numbers.push(accepted.no.0);
                 Ok(accepted)
             }
             Err(e) => {
@@ -338,6 +346,13 @@ impl Store {
         let reopened = std::mem::take(&mut self.reopened);
         self.has_accepted = false;
         self.pending = 0;
+        let numbers = std::mem::take(&mut self.numbers);
+        match &result {
+            // A number that went down with its transaction is given again.
+            Ok(()) => self.refused.retain(|no| !numbers.contains(no)),
+            Err(StoreError::Full) => {}
+            Err(_) => self.refused.extend(numbers),
+        }
         if lost && !matches!(result, Err(StoreError::Failed(_) | StoreError::Damaged(_))) {
             return Err(StoreError::Full);
         }

@@ -3,9 +3,9 @@
 //! Damage is what lies on the disk and is not what a store writes. A system that is short of
 //! something, or a disk that does not answer, is not damage: the file may be perfect.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
@@ -39,26 +39,18 @@ pub(super) fn inspect(path: &Path) -> Result<State, StoreError> {
         }
         Err(e) => return Err(failed(e)),
     };
-    let kind = found.file_type();
-    if !kind.is_file() {
-        let what = match () {
-            () if kind.is_dir() => "a directory",
-            () if kind.is_symlink() => "a symbolic link",
-            () => "no regular file",
-        };
-        return Ok(State::Foreign(format!("it is {what}")));
+    if let Some(text) = not_ours(path, &found)? {
+        return Ok(State::Foreign(format!("it {text}")));
     }
-    let (owner, user) = (found.uid(), geteuid().as_raw());
-    if owner != user {
-        return Ok(State::Foreign(format!("it belongs to uid {owner} and not to uid {user}")));
-    }
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-    match File::options().read(true).write(true).custom_flags(flags.bits()).open(path) {
-        Err(e) if e.kind() == ErrorKind::PermissionDenied => {
-            return Ok(State::Foreign(format!("it cannot be opened: {}", errno_text(&e))));
+    let wal = with(path, "-wal");
+    match fs::symlink_metadata(&wal) {
+        Ok(found) => {
+            if let Some(text) = not_ours(&wal, &found)? {
+                return Ok(State::Foreign(format!("its WAL {text}")));
+            }
         }
+        Err(e) if e.kind() == ErrorKind::NotFound => {}
         Err(e) => return Err(failed(e)),
-        Ok(_) => {}
     }
     if found.len() == 0 {
         return Ok(State::Damaged("it has 0 bytes".to_owned()));
@@ -85,6 +77,35 @@ pub(super) fn inspect(path: &Path) -> Result<State, StoreError> {
         }
         Some(_) => Ok(State::Usable),
         None => Ok(State::Damaged("it ends within its first page".to_owned())),
+    }
+}
+
+/// What keeps a file from being one of a store, if anything does. Permissions of one's own are no reason.
+fn not_ours(path: &Path, found: &fs::Metadata) -> Result<Option<String>, StoreError> {
+    let failed = |e: io::Error| StoreError::Failed(errno_text(&e));
+    let kind = found.file_type();
+    if !kind.is_file() {
+        let what = match () {
+            () if kind.is_dir() => "a directory",
+            () if kind.is_symlink() => "a symbolic link",
+            () => "no regular file",
+        };
+        return Ok(Some(format!("is {what}")));
+    }
+    let (owner, user) = (found.uid(), geteuid().as_raw());
+    if owner != user {
+        return Ok(Some(format!("belongs to uid {owner} and not to uid {user}")));
+    }
+    if found.mode() & 0o600 != 0o600 {
+        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
+    }
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    match File::options().read(true).write(true).custom_flags(flags.bits()).open(path) {
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+            Ok(Some(format!("cannot be opened: {}", errno_text(&e))))
+        }
+        Err(e) => Err(failed(e)),
+        Ok(_) => Ok(None),
     }
 }
 

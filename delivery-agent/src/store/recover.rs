@@ -76,7 +76,7 @@ impl Store {
         self.rescue.current = None;
         self.rescue.found.clear();
         self.space.fill_ballast();
-        let committed = self.commit();
+        let committed = self.remove_refused().and_then(|()| self.commit());
         self.reopened = lost;
         // A store that takes nothing is no better than before.
         match committed {
@@ -86,6 +86,22 @@ impl Store {
             }
             _ => Ok(told),
         }
+    }
+
+    /// A commit that failed may have reached the disk.
+    fn remove_refused(&mut self) -> Result<(), StoreError> {
+        let Some(last) = self.refused.iter().max().copied() else { return Ok(()) };
+        let db = self.db()?;
+        db.execute_batch("BEGIN IMMEDIATE")?;
+        for no in &self.refused {
+            db.execute("DELETE FROM message WHERE no = ?1", [no])?;
+        }
+        // The numbers are not given again: where a damaged store is searched they have ended.
+        let sql = "UPDATE sqlite_sequence SET seq = max(seq, ?1) WHERE name = 'message'";
+        db.execute(sql, [last])?;
+        db.execute_batch("COMMIT")?;
+        self.refused.clear();
+        Ok(())
     }
 
     fn open_or_replace(
@@ -154,6 +170,9 @@ impl Store {
         db.execute_batch("BEGIN IMMEDIATE")?;
         for (first, last) in self.ledger.ended() {
             settle(&db, first, last)?;
+        }
+        for no in &self.refused {
+            settle(&db, *no, *no)?;
         }
         for (no, marks) in self.ledger.partly() {
             carry(&db, no, marks)?;

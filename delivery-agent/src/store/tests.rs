@@ -73,6 +73,65 @@ fn q4_what_came_before_the_store_was_opened_again_is_not_queued() {
     assert_eq!(store.queued(MessageNo(0), 9).unwrap().len(), 1);
 }
 
+/// A message refused with 451 because its commit had failed at the fsync was in the store when that was
+/// opened again: listed as queued, never tried, and sent after the next start.
+#[test]
+fn q8_what_was_refused_is_not_in_the_store_when_it_is_opened_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    let kept = store.accept(&submission(), 100).unwrap();
+    store.commit().unwrap();
+    let refused = store.accept(&submission(), 100).unwrap();
+    store.commit().unwrap();
+    // As a commit leaves it whose frames are in the WAL, and whose fsync has failed.
+    store.refused.push(refused.no.0);
+    assert_eq!(store.recover().unwrap(), None);
+    let numbers = |store: &Store| -> Vec<_> {
+        store.queued(MessageNo(0), 9).unwrap().iter().map(|m| m.no).collect()
+    };
+    assert_eq!(numbers(&store), [kept.no]);
+    let next = store.accept(&submission(), 100).unwrap();
+    store.commit().unwrap();
+    assert!(next.no > refused.no, "the number is given once");
+    assert_eq!(store.recover().unwrap(), None);
+    assert_eq!(numbers(&store), [kept.no, next.no]);
+    store.refused.push(next.no.0);
+    store.report_damage("as if a page could not be read");
+    assert!(store.recover().unwrap().is_some());
+    while store.is_salvaging() {
+        store.salvage().unwrap();
+    }
+    assert_eq!(numbers(&store), [kept.no]);
+}
+
+/// A WAL that could not be written was a crash loop.
+#[test]
+fn q8_files_that_may_not_be_written_are_made_so_and_a_foreign_wal_is_put_aside() {
+    use std::os::unix::fs::PermissionsExt;
+    for name in ["queue.db", "queue.db-wal"] {
+        let (killed, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut store = open(killed.path());
+        store.accept(&submission(), 100).unwrap();
+        store.commit().unwrap();
+        for name in ["queue.db", "queue.db-wal"] {
+            fs::copy(killed.path().join(name), dir.path().join(name)).unwrap();
+        }
+        fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(0o400)).unwrap();
+        let store = open(dir.path());
+        assert_eq!(store.queued(MessageNo(0), 9).unwrap().len(), 1, "{name}");
+        let mode = fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    let _ = fs::remove_file(dir.path().join("queue.db-wal"));
+    fs::create_dir(dir.path().join("queue.db-wal")).unwrap();
+    let (mut store, told) = Store::open(dir.path(), 0).unwrap();
+    assert!(told.unwrap().contains("its WAL is a directory"));
+    store.accept(&submission(), 1).unwrap();
+    store.commit().unwrap();
+}
+
 #[test]
 fn q8_a_damaged_store_is_put_aside() {
     let dir = tempfile::tempdir().unwrap();
