@@ -193,6 +193,33 @@ fn inet_interfaces_moves_between_one_address_and_all_without_a_gap() {
     instance.finish(&[]);
 }
 
+/// A service without a socket, because another of the table had its port, got none when that one was
+/// removed: the port was closed until the next try, a minute later at most.
+#[test]
+fn a_service_that_had_no_socket_gets_that_of_the_one_removed_without_a_gap() {
+    let mut instance = Instance::bare();
+    let port = net::free_port();
+    let one = format!("127.0.0.1:{port} inet n n n - 9 probe_worker");
+    let all = format!("{port} inet n n n - 9 probe_worker");
+    instance.parameter("strict_start", "no");
+    instance.service(&one).start();
+    hammer(ask_tcp(port), |seen| {
+        for other in [&all, &one, &all] {
+            let running = fs::read_to_string(instance.config().join("master.cf")).unwrap();
+            reload(&instance, &format!("{}\n{other}", running.trim_end()));
+            let status = String::from_utf8(instance.belfry(&["status"]).stdout).unwrap();
+            assert!(status.contains("bind-failed"), "two services and one port: {status}");
+            seen.answers(10);
+            reload(&instance, other);
+            let status = String::from_utf8(instance.belfry(&["status"]).stdout).unwrap();
+            assert!(!status.contains("bind-failed"), "the port is free: {status}");
+            seen.answers(10);
+        }
+        seen.none_failed("when one of two services on a port is removed");
+    });
+    instance.finish(&["Address already in use -- retrying"]);
+}
+
 /// The worker of the removed service was still there, with the socket that nobody served, and the port
 /// was taken for as long as it stayed.
 #[test]

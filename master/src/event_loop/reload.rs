@@ -384,7 +384,9 @@ impl Master {
         if lost {
             self.replace_lost(now, id);
         }
-        if moved {
+        // One without sockets tries too: another service may have left what it wants.
+        let unbound = self.services.get(&id).is_some_and(|s| s.unbound.is_some());
+        if moved || unbound {
             self.rebind(now, id, old);
         }
         self.end_hung(now, id);
