@@ -97,11 +97,13 @@ impl Manager {
     /// Each relay, its state, since when, when it is probed, and its exact last reply.
     fn relay_table(&self, queue_now: Time) -> String {
         let mut text = String::new();
+        let works = self.queue.relays().any(|(_, clock, slow)| clock.is_up() && slow.is_none());
+        let tries = if works { "the next message that can wait" } else { "the next message" };
         for (name, clock, slow) in self.queue.relays() {
             let seconds = |since: Time| queue_now.since(since).as_secs();
             let next = match clock.next_probe() {
                 None => "being tried".to_owned(),
-                Some(at) if at <= queue_now => "the next message tries it".to_owned(),
+                Some(at) if at <= queue_now => format!("{tries} tries it"),
                 Some(at) => format!("next try in {}s", at.since(queue_now).as_secs()),
             };
             let state = match (clock.health(), clock.down_since(), slow) {

@@ -40,10 +40,6 @@ impl Lanes {
         let from = MessageNo(first.saturating_add_unsigned(number % span));
         messages.range(from..).next().copied()
     }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.iter().all(BTreeSet::is_empty)
-    }
 }
 
 /// Whose turn it is: each lane has so many turns a round, and one without messages gives its turns

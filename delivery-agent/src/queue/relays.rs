@@ -164,12 +164,16 @@ impl Queue {
     }
 
     /// The next message and its relay. It looks at the relays in order; a message without a case goes
-    /// to the first one that is usable, others where they may.
+    /// to the first one that is usable, or if it does not try that one out to the first one that works,
+    /// others where they may.
     pub(super) fn choose(&self, now: Time) -> Option<Choice> {
         let order = self.order(now);
-        let works = order.iter().any(|&r| self.relays[r].clock.is_up() && self.slow(r).is_none());
-        let fresh_for = order.first().copied();
-        order.into_iter().find_map(|r| self.choose_for(now, r, fresh_for == Some(r), works))
+        let works = |&r: &usize| self.relays[r].clock.is_up() && self.slow(r).is_none();
+        let (first, working) = (order.first().copied(), order.iter().copied().find(works));
+        order.into_iter().find_map(|r| {
+            let fresh = first == Some(r) || working == Some(r);
+            self.choose_for(now, r, fresh, working.is_some())
+        })
     }
 
     fn choose_for(&self, now: Time, index: usize, fresh: bool, works: bool) -> Option<Choice> {
@@ -183,8 +187,20 @@ impl Queue {
             let choice = first(lane).map(|no| Choice { no, lane, relay: index });
             return choice.filter(|_| self.busy(index) < relay.window);
         }
-        // It is being tried out. The urgent ones are not for that while another relay works. Not the
-        // oldest: the oldest ones may be many of a kind that the relay cannot bear (R6).
+        self.probe_for(index, fresh, works).or_else(|| {
+            // The same message would show nothing new.
+            let no = relay.broke.first().filter(|_| !relay.clock.in_question());
+            let no = no.map(|(_, no)| *no)?;
+            let lane = self.entries.get(&no)?.lane;
+            let open = self.cases.get(&no)?.gate(index).is_open(now);
+            open.then_some(Choice { no, lane, relay: index })
+        })
+    }
+
+    /// The message that finds out about a relay. Not the oldest: the oldest ones may be many of a kind
+    /// that the relay cannot bear (R6). While another relay works not an urgent one that is for that
+    /// one too: it might have to wait (R7).
+    fn probe_for(&self, index: usize, fresh: bool, works: bool) -> Option<Choice> {
         let number = spread(self.seed);
         let mut lanes = LANES;
         if works {
@@ -192,19 +208,17 @@ impl Queue {
         } else if number >> 62 == 0 {
             lanes.rotate_left(1);
         }
-        let any = |lane: Lane| {
-            let fresh = self.fresh.any(lane, number).filter(|_| fresh);
-            let ready = relay.ready.any(lane, number);
+        let relay = &self.relays[index];
+        lanes.into_iter().find_map(|lane| {
+            let spared = works && lane == Lane::Urgent;
+            let waits_for_other = |no: MessageNo| {
+                self.relays.iter().any(|r| r.clock.is_up() && r.ready.contains(lane, no))
+            };
+            let fresh = self.fresh.any(lane, number).filter(|_| fresh && !spared);
+            let ready =
+                relay.ready.any(lane, number).filter(|&no| !(spared && waits_for_other(no)));
             let no = if number >> 61 & 1 == 0 { fresh.or(ready) } else { ready.or(fresh) };
             no.map(|no| Choice { no, lane, relay: index })
-        };
-        lanes.into_iter().find_map(any).or_else(|| {
-            // The same message would show nothing new.
-            let no = relay.broke.first().filter(|_| !relay.clock.in_question());
-            let no = no.map(|(_, no)| *no)?;
-            let lane = self.entries.get(&no)?.lane;
-            let open = self.cases.get(&no)?.gate(index).is_open(now);
-            open.then_some(Choice { no, lane, relay: index })
         })
     }
 
@@ -223,10 +237,10 @@ impl Queue {
         let probe = relay.clock.next_probe().filter(|_| {
             let rank = |r: usize| (self.slow(r).is_some(), r);
             let mut up = (0..self.relays.len()).filter(|&r| self.relays[r].clock.is_up());
-            let fresh = !self.fresh.is_empty() && up.all(|r| rank(index) < rank(r));
+            let works = up.clone().any(|r| self.slow(r).is_none());
+            let fresh = up.all(|r| rank(index) < rank(r));
             relay.clock.health() == crate::retry::Health::Unreachable
-                || fresh
-                || !relay.ready.is_empty()
+                || self.probe_for(index, fresh, works).is_some()
                 || down && !relay.broke.is_empty()
         });
         [waiting, broke, probe].into_iter().flatten().min()

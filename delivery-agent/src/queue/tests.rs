@@ -530,6 +530,37 @@ fn r1_a_relay_that_takes_few_sessions_gets_no_more() {
     assert!(now < at(60), "{now}");
 }
 
+/// A relay was hung: the urgent message that came when it was time to try it again waited there,
+/// alone, while another relay worked.
+#[test]
+fn r7_an_urgent_message_does_not_try_out_a_relay_while_another_works() {
+    let mut queue = queue(0, &["a", "b"]);
+    queue.news(at(0), None, &news("a", Finding::Fails));
+    let now = at(10);
+    for no in 1..=7 {
+        queue.add(MessageNo(no), Lane::Urgent, now, now, 0, false);
+    }
+    let mut leases = Vec::new();
+    while let Some((no, plan)) = lease_of(&mut queue, now, &[0]) {
+        assert_eq!(plan.relays, ["b"], "{no:?}");
+        leases.push(plan.lease);
+    }
+    assert_eq!(leases.len(), 5, "as many as it may have at a time");
+    assert_eq!(queue.deadline(), None, "nothing is due");
+    // One that can wait does it, and so does one that the other relay has refused.
+    queue.add(MessageNo(8), Lane::Normal, now, now, 0, false);
+    let (no, plan) = lease_of(&mut queue, now, &[0]).unwrap();
+    assert_eq!((no.0, &plan.relays[..]), (8, &["a".to_owned(), "b".to_owned()][..]));
+    queue.news(now, Some(plan.lease), &news("a", Finding::Fails));
+    let outcome = Outcome::Delivered { relay: "b".to_owned(), reply: "250 ok".to_owned() };
+    queue.report(now, plan.lease, &[(0, outcome)]).unwrap();
+    queue.report(now, leases[0], &[(0, perm("b"))]).unwrap();
+    while lease_of(&mut queue, now, &[0]).is_some() {}
+    let next = queue.deadline().unwrap();
+    let (no, plan) = lease_of(&mut queue, next, &[0]).unwrap();
+    assert_eq!((no.0, &plan.relays[0][..]), (1, "a"));
+}
+
 /// Twenty messages over which a relay ends its sessions were in front of a hundred others, and each
 /// was a probe before one of those: hours, as the pauses grow.
 #[test]
