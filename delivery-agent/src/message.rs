@@ -15,6 +15,10 @@ use crate::address;
 /// The longest line, without its end (RFC 5322 section 2.1.1).
 pub const MAX_LINE: usize = 998;
 
+/// Most fields of a header: each takes more memory than its bytes. A list of recipients may have a
+/// field for each.
+pub const MAX_FIELDS: usize = 100_000;
+
 /// Fields that are nobody's business but the sending host's.
 const PRIVATE: [&str; 4] = ["bcc", "content-length", "resent-bcc", "return-path"];
 
@@ -59,7 +63,7 @@ impl Message {
         message
     }
 
-    /// Reads the header alone; the number is where the body begins.
+    /// Reads the header alone, and not beyond [`MAX_FIELDS`]; the number is where the body begins.
     #[must_use]
     pub fn head(raw: &[u8]) -> (Self, usize) {
         let mut message = Self { fields: Vec::new(), body: Vec::new() };
@@ -68,7 +72,7 @@ impl Message {
         if raw.starts_with(b"From ") || raw.starts_with(b">From ") {
             lines.next();
         }
-        loop {
+        while !message.has_too_many_fields() {
             let before = lines.0;
             let Some(line) = lines.next() else { break };
             if let Some((name, rest)) = field_parts(&line) {
@@ -93,6 +97,12 @@ impl Message {
             break;
         }
         (message, raw.len() - lines.0.len())
+    }
+
+    /// Whether the header was too long to be read to its end.
+    #[must_use]
+    pub const fn has_too_many_fields(&self) -> bool {
+        self.fields.len() > MAX_FIELDS
     }
 
     /// Whether the header has a field.

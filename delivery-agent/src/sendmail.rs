@@ -124,8 +124,9 @@ fn settings(options: &Options) -> Result<Settings, Failure> {
     };
     let common = CommonParams::read(&mut main_cf).map_err(first)?;
     let submit = SubmitParams::read(&mut main_cf).map_err(first)?;
-    let host = Host::new(&common, submit.hopcount_limit);
-    Ok(Settings { common, limits: Limits::new(submit.message_size_limit), host })
+    let limits = Limits::new(submit.message_size_limit);
+    let host = Host::new(&common, submit.hopcount_limit, limits);
+    Ok(Settings { common, limits, host })
 }
 
 fn ask(common: &CommonParams, words: &[&str]) -> Result<(), Failure> {
@@ -182,14 +183,14 @@ fn spool(options: &Options, settings: &Settings) -> Result<Spool, Failure> {
     let submission = settings
         .host
         .completed(letter.message, &letter.sender, letter.recipients, &source, clock::wall())
-        .map_err(|answer| Failure::new(EX_DATAERR, answer))?;
+        .map_err(|answer| refused(&answer))?;
     let mut spool = Spool::new(head, submission);
-    let check = |spool: &Spool| match spool.size() > limit {
-        true => {
+    let check = |spool: &Spool| match spool.size() <= limit {
+        true if settings.limits.admit(spool.complete_size()) => Ok(()),
+        _ => {
             let text = format!("the message is larger than message_size_limit ({limit} bytes)");
             Err(Failure::new(EX_UNAVAILABLE, text))
         }
-        false => Ok(()),
     };
     bytes.drain(..body);
     loop {
@@ -205,6 +206,11 @@ fn spool(options: &Options, settings: &Settings) -> Result<Spool, Failure> {
     Ok(spool)
 }
 
+/// What smtpd would have answered.
+fn refused(answer: &Answer) -> Failure {
+    Failure::new(if answer.code() == 552 { EX_UNAVAILABLE } else { EX_DATAERR }, answer)
+}
+
 fn not_stored(e: &io::Error) -> Failure {
     let status = if e.kind() == io::ErrorKind::PermissionDenied { EX_NOPERM } else { EX_TEMPFAIL };
     let cause = errno_text(e);
@@ -212,12 +218,11 @@ fn not_stored(e: &io::Error) -> Failure {
 }
 
 /// Puts a message into the drop directory, as smtpd would have handed it over.
-fn store(host: &Host, sender: &str, recipients: &[String], body: &[u8]) -> Result<(), Failure> {
+fn store(host: &Host, sender: &str, recipients: &[String], body: &[u8]) -> Result<(), Answer> {
     let source = Source::User(getuid().as_raw());
-    let submission = host
-        .submission(body, sender, recipients.to_vec(), &source, clock::wall())
-        .map_err(|answer| Failure::new(EX_DATAERR, answer))?;
-    maildrop::drop_message(Path::new(maildrop::DIRECTORY), &submission).map_err(|e| not_stored(&e))
+    let submission = host.submission(body, sender, recipients.to_vec(), &source, clock::wall())?;
+    maildrop::drop_message(Path::new(maildrop::DIRECTORY), &submission)
+        .map_err(|e| Answer::new(451, "4.3.0", not_stored(&e).text))
 }
 
 /// `-bs`: smtpd talks to the client, or this program does while it does not answer.
@@ -240,8 +245,7 @@ fn serve_standard(settings: &Settings) {
     relay_standard::serve(name, settings.limits, |sender, recipients, body| {
         match store(&settings.host, sender, recipients, body) {
             Ok(()) => Answer::new(250, "2.0.0", "Ok: stored for later"),
-            Err(failure) if failure.status == EX_DATAERR => Answer::new(554, "5.6.0", failure.text),
-            Err(failure) => Answer::new(451, "4.3.0", failure.text),
+            Err(answer) => answer,
         }
     });
 }

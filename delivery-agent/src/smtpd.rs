@@ -49,19 +49,20 @@ impl Single for Smtpd {
         let stressed = SmtpdParams::read(&mut stressed).map_err(|errors| server::first(&errors))?;
         let networks = Networks::parse(&params.mynetworks)
             .map_err(|problem| Fault::new("parameter mynetworks", problem))?;
+        let limits = Limits::new(submit.message_size_limit);
         let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         Ok(Self {
             config: Config {
                 hostname: configured.common.myhostname.clone(),
                 banner: params.smtpd_banner.clone(),
-                message_size_limit: Limits::new(submit.message_size_limit).bytes,
+                message_size_limit: limits.bytes,
                 line_length_limit: count(params.line_length_limit),
                 recipient_limit: count(params.smtpd_recipient_limit),
                 error_limit: params.smtpd_hard_error_limit,
                 junk_limit: params.smtpd_junk_command_limit,
                 forbidden: params.smtpd_forbidden_commands.clone(),
             },
-            host: Host::new(&configured.common, submit.hopcount_limit),
+            host: Host::new(&configured.common, submit.hopcount_limit, limits),
             networks,
             timeout: params.smtpd_timeout,
             stress_timeout: stressed.smtpd_timeout.min(params.smtpd_timeout),

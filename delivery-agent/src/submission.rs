@@ -7,7 +7,8 @@ use std::time::Duration;
 use worker_proto::params::CommonParams;
 use worker_proto::sys::LocalTime;
 
-use crate::message::{self, Message};
+use crate::maildrop::Limits;
+use crate::message::{self, MAX_FIELDS, Message};
 use crate::smtp::server::Answer;
 use crate::wire::{Lane, Submission};
 
@@ -22,6 +23,8 @@ pub struct Host {
     pub mail_name: String,
     /// A message with more Received fields than this loops.
     pub hop_limit: usize,
+    /// What a message may be when it is complete.
+    pub limits: Limits,
 }
 
 /// How a message came.
@@ -43,12 +46,13 @@ pub enum Source {
 impl Host {
     /// From the parameters of every program.
     #[must_use]
-    pub fn new(common: &CommonParams, hop_limit: u64) -> Self {
+    pub fn new(common: &CommonParams, hop_limit: u64, limits: Limits) -> Self {
         Self {
             name: common.myhostname.clone(),
             origin: common.myorigin.clone(),
             mail_name: common.mail_name.clone(),
             hop_limit: usize::try_from(hop_limit).unwrap_or(usize::MAX),
+            limits,
         }
     }
 
@@ -82,6 +86,10 @@ impl Host {
         if message.count("Received") > self.hop_limit {
             return Err(Answer::new(554, "5.4.6", "mail loop detected: too many hops"));
         }
+        if message.has_too_many_fields() {
+            let text = format!("the header has more than {MAX_FIELDS} fields");
+            return Err(Answer::new(554, "5.6.0", text));
+        }
         let sender = self.complete_sender(sender);
         let lane = lane(&message);
         let date = LocalTime::at(now).date_header();
@@ -95,7 +103,14 @@ impl Host {
         message.prepend("Received", &self.received(source, &date));
         let origin = source.to_string();
         let token = message::unique();
-        Ok(Submission { sender, recipients, origin, lane, token, body: message.to_bytes() })
+        let body = message.to_bytes();
+        // It has grown: by line ends, folds, and the domains of addresses.
+        if !self.limits.admit(body.len() as u64) {
+            let limit = self.limits.bytes;
+            let text = format!("the completed message is larger than {limit} bytes");
+            return Err(Answer::new(552, "5.3.4", text));
+        }
+        Ok(Submission { sender, recipients, origin, lane, token, body })
     }
 
     /// A sender without a domain gets this host's.
@@ -162,6 +177,7 @@ mod tests {
             origin: "o.example".to_owned(),
             mail_name: "Belfry".to_owned(),
             hop_limit: 3,
+            limits: Limits::new(0),
         }
     }
 
@@ -211,6 +227,17 @@ mod tests {
         assert_eq!(refusal(&raw), "554 5.4.6 mail loop detected: too many hops");
         let got = submit("Subject: x\n\na\0b\n", "", &Source::User(1)).unwrap();
         assert!(text(&got).ends_with("\r\n\r\nab\r\n"));
+    }
+
+    /// Each field takes more memory than its bytes: 10 MB of short ones took 180 MB.
+    #[test]
+    fn m4_a_header_of_a_million_fields_is_refused() {
+        let header = |count: usize| format!("{}\nx\n", "A:\n".repeat(count));
+        let refused = submit(&header(1_000_000), "", &Source::User(1)).unwrap_err();
+        assert_eq!(refused.to_string(), "554 5.6.0 the header has more than 100000 fields");
+        let (message, _) = Message::head(header(1_000_000).as_bytes());
+        assert!(message.to_bytes().len() < 1_000_000, "the rest was not read");
+        assert!(submit(&header(50_000), "", &Source::User(1)).is_ok());
     }
 
     #[test]

@@ -117,6 +117,38 @@ fn as_user(instance: &Instance, words: &[&str], text: &str) -> (i32, String) {
     (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
+/// Its header grew by the domains it was given. sendmail had said that it is stored; qmgr then put it
+/// aside as too large.
+#[test]
+fn a_message_that_grows_beyond_the_limit_is_refused_whether_the_system_is_up_or_down() {
+    let relay = Relay::kind();
+    let mut instance = Instance::new();
+    instance.parameter("relayhost", &relay.name()).parameter("message_size_limit", "20000");
+    instance.parameter("myorigin", "a-domain-of-some-length.example");
+    instance.write();
+    let names = format!("To: {}b\nSubject: x\n\nx\n", "a, ".repeat(5000));
+    let lines = format!("Subject: x\n{}", "\n".repeat(19_000));
+    let chunk = format!(
+        "EHLO x\r\nMAIL FROM:<a@x>\r\nRCPT TO:<b@y.example>\r\nBDAT {} LAST\r\n{lines}QUIT\r\n",
+        lines.len()
+    );
+    for up in [false, true] {
+        if up {
+            instance.start();
+        }
+        let (status, said) = as_user(&instance, &["b@y.example"], &names);
+        assert!(status == 69 && said.contains("larger than"), "{status} {said}");
+        as_user(&instance, &["-bs"], &chunk);
+        let dropped = fs::read_dir(instance.queue().join("maildrop")).unwrap().count();
+        assert_eq!(dropped, 0, "nothing was taken");
+    }
+    let fits = format!("To: {}b\nSubject: x\n\nx\n", "a, ".repeat(200));
+    assert_eq!(as_user(&instance, &["last@y.example"], &fits), (0, String::new()));
+    wait::until("the message", wait::LONG, || (!relay.taken().is_empty()).then_some(()));
+    assert_eq!(relay.taken()[0].recipients, ["last@y.example"]);
+    instance.finish(&[]);
+}
+
 /// It said "Permission denied" (77) for mail that it had stored: the caller tried again and doubled it.
 #[test]
 fn a_user_whose_mail_is_stored_while_the_system_is_down_is_told_so() {

@@ -36,6 +36,13 @@ impl Limits {
         let bytes = if message_size_limit == 0 { MAX_SIZE } else { message_size_limit };
         Self { bytes, recipients: MAX_RECIPIENTS }
     }
+
+    /// Whether a message of this size, complete as it is queued, is taken. Who hands one in is told
+    /// before; a file that is found larger is nobody's mail.
+    #[must_use]
+    pub const fn admit(self, complete: u64) -> bool {
+        complete <= self.bytes.saturating_add(FIELDS_EXTRA)
+    }
 }
 
 /// A message and its file, which is to be removed once it is queued.
@@ -239,7 +246,7 @@ fn read(path: &Path, limits: Limits, bytes: &mut u64) -> io::Result<Submission> 
         return Err(too_large(limits));
     }
     let mut submission = frame(&mut file, size, bytes)?;
-    if submission.body.len() as u64 > limits.bytes.saturating_add(FIELDS_EXTRA) {
+    if !limits.admit(submission.body.len() as u64) {
         return Err(too_large(limits));
     }
     if submission.recipients.len() > limits.recipients {

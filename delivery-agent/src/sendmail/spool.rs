@@ -43,6 +43,11 @@ impl Spool {
         self.size
     }
 
+    /// Bytes of the message as it goes into the drop directory.
+    pub(super) const fn complete_size(&self) -> u64 {
+        self.submission.body.len() as u64 + self.size - self.head.len() as u64
+    }
+
     pub(super) fn sender(&self) -> &str {
         &self.submission.sender
     }

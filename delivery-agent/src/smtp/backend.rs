@@ -17,6 +17,12 @@ impl Answer {
         Self { code, enhanced: enhanced.into(), text: text.into() }
     }
 
+    /// Its code.
+    #[must_use]
+    pub const fn code(&self) -> u16 {
+        self.code
+    }
+
     /// Whether it says yes.
     #[must_use]
     pub const fn is_positive(&self) -> bool {

@@ -14,6 +14,7 @@ fn host() -> Host {
         origin: "h.example".to_owned(),
         mail_name: "Belfry".to_owned(),
         hop_limit: 50,
+        limits: Limits::new(0),
     }
 }
 
