@@ -6,7 +6,6 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -15,6 +14,7 @@ use nix::unistd::{User, getegid, getgid, getuid};
 use worker_proto::abi::CONFIG_ENV;
 use worker_proto::clock;
 use worker_proto::diagnostic::Diagnostic;
+use worker_proto::files;
 use worker_proto::main_cf::MainCf;
 use worker_proto::params::CommonParams;
 use worker_proto::server::CONFIG_DIRECTORY;
@@ -227,7 +227,7 @@ fn store(host: &Host, sender: &str, recipients: &[String], body: &[u8]) -> Resul
 
 /// `-bs`: smtpd talks to the client, or this program does while it does not answer.
 fn smtp(settings: &Settings) -> Result<(), Failure> {
-    let stream = UnixStream::connect(SUBMIT);
+    let stream = files::connect(Path::new(SUBMIT));
     match stream.ok().filter(|stream| relay_standard::greets(stream, submit::GREETING)) {
         Some(stream) => {
             relay_standard::run(stream).map_err(|e| Failure::new(EX_TEMPFAIL, errno_text(&e)))

@@ -5,7 +5,9 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fs;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode};
 use std::time::Duration;
@@ -17,6 +19,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, chdir, getegid, geteuid, getgid, getpid, getuid, setgroups, setsid};
 use worker_proto::abi::{CONFIG_ENV, VERBOSE_ENV};
 use worker_proto::diagnostic::Fault;
+use worker_proto::files::make_free;
 use worker_proto::log::{self, Sink};
 use worker_proto::main_cf::MainCf;
 use worker_proto::server::CONFIG_DIRECTORY;
@@ -256,7 +259,16 @@ fn take_locks(config: &Config, name: &str) -> Result<Vec<Lock>, Fault> {
         locks.push(lock::take(&own, pid)?);
     }
     let path = config.common.data_directory.join("master.lock");
-    locks.push(config.owner.run(|| lock::take(&path, pid))?);
+    // The mail owner may have put anything there; the queue directory is locked by the first.
+    let take = || {
+        let is_usable = |found: fs::Metadata| found.is_file() && found.nlink() == 1;
+        if !fs::symlink_metadata(&path).is_ok_and(is_usable) {
+            let subject = || format!("open lock file {}", path.display());
+            make_free(&path).map_err(|e| Fault::io(subject(), &e))?;
+        }
+        lock::take(&path, pid)
+    };
+    locks.push(config.owner.run(take)?);
     Ok(locks)
 }
 
@@ -291,7 +303,7 @@ fn detach(options: &Options) -> Result<(), Fault> {
         return Ok(());
     }
     let fault = |e: &std::io::Error| Fault::io("open /dev/null", e);
-    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null");
+    let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null");
     let null = null.map_err(|e| fault(&e))?;
     let keep_output = options.stdout || options.init;
     for number in [0, 1, 2].into_iter().filter(|&n| !(n == 1 && keep_output)) {

@@ -12,6 +12,7 @@ use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
@@ -23,6 +24,7 @@ use nix::unistd::mkfifo;
 use worker_proto::abi::Transport;
 use worker_proto::clock::Time;
 use worker_proto::diagnostic::Fault;
+use worker_proto::files::make_free;
 use worker_proto::sys;
 
 use crate::owner::Owner;
@@ -265,7 +267,7 @@ fn inet(address: SocketAddr, backlog: u32, share: bool) -> io::Result<OwnedFd> {
 /// Access is the directory's matter; everybody who reaches the socket may use it (G01).
 fn unix(path: &str, kind: SockType, backlog: Option<u32>) -> Result<OwnedFd, Fault> {
     let make = || -> io::Result<OwnedFd> {
-        remove(path)?;
+        make_free(Path::new(path))?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Unix, kind, flags, None)?;
         bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
@@ -281,7 +283,7 @@ fn unix(path: &str, kind: SockType, backlog: Option<u32>) -> Result<OwnedFd, Fau
 /// Opened for reading and writing, so that it never has end of file (G03).
 fn fifo(path: &str) -> Result<OwnedFd, Fault> {
     let make = || -> io::Result<OwnedFd> {
-        remove(path)?;
+        make_free(Path::new(path))?;
         mkfifo(path, Mode::from_bits_truncate(0o622))?;
         let mut file = fs::OpenOptions::new()
             .read(true)
@@ -294,13 +296,6 @@ fn fifo(path: &str) -> Result<OwnedFd, Fault> {
         Ok(file.into())
     };
     make().map_err(|e| Fault::io(format!("create {path}"), &e))
-}
-
-fn remove(path: &str) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
 }
 
 fn queue_length(backlog: u32) -> nix::Result<Backlog> {

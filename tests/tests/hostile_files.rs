@@ -49,6 +49,31 @@ fn a_fifo_in_the_place_of_a_file_is_an_error_at_once() {
     instance.finish(&["not a regular file", "reload refused: 1 error"]);
 }
 
+/// A directory that the mail owner had put in the place of the lock file or of a socket kept the system
+/// from starting.
+#[test]
+fn what_the_mail_owner_puts_in_the_place_of_a_lock_or_socket_does_not_stop_a_start() {
+    let mut instance = Instance::bare();
+    instance.service("a unix - - - - - qmgr").start().stop();
+    let lock = instance.root().join("d/master.lock");
+    let socket = instance.queue().join("private/a");
+    for kind in ["directory", "link", "fifo"] {
+        for path in [&lock, &socket] {
+            let _ = fs::remove_file(path);
+            match kind {
+                "directory" => {
+                    fs::create_dir(path).unwrap();
+                    fs::write(path.join("inside"), "x").unwrap();
+                }
+                "link" => std::os::unix::fs::symlink("/nowhere", path).unwrap(),
+                _ => mkfifo(path, Mode::S_IRUSR).unwrap(),
+            }
+        }
+        instance.start().stop();
+    }
+    instance.finish(&[]);
+}
+
 /// 100 MB of random bytes were read for 11 s, with 1.5 GB of memory and 110 MB of log.
 #[test]
 fn of_a_file_of_garbage_a_few_errors_are_told_and_the_rest_counted() {

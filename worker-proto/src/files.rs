@@ -3,12 +3,14 @@
 //! A configuration file is a regular file of bounded size. A FIFO, a device or a file of gigabytes is
 //! an error at once: whoever reads it may be the root process that every client depends on.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 
-use nix::libc::{O_NOCTTY, O_NONBLOCK};
+use nix::libc::{O_CLOEXEC, O_NOCTTY, O_NOFOLLOW, O_NONBLOCK, O_PATH};
 
 use crate::diagnostic::Fault;
 
@@ -50,10 +52,49 @@ pub fn bytes(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Connects to a socket in a directory that belongs to somebody else: not through a link, which could
+/// lead whoever connects to a socket that only he may use.
+///
+/// # Errors
+/// It is no socket, or nobody listens.
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = O_PATH | O_NOFOLLOW | O_CLOEXEC;
+    let place = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if !place.metadata()?.file_type().is_socket() {
+        return Err(io::Error::other("not a socket"));
+    }
+    // What was looked at, whatever has the name now.
+    UnixStream::connect(format!("/proc/self/fd/{}", place.as_raw_fd()))
+}
+
+/// Makes a name free for a file that is to be made there. What cannot be removed is renamed: whoever
+/// owns the directory could otherwise put something there that nothing gets past.
+///
+/// # Errors
+/// It can be neither removed nor renamed.
+pub fn make_free(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Ok(()) => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) if !fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) => return Err(e),
+        Err(_) => {}
+    }
+    if fs::remove_dir(path).is_ok() {
+        return Ok(());
+    }
+    let aside = |n: u32| PathBuf::from(format!("{}.aside-{n}", path.display()));
+    let free = (1..MOST_ASIDE).map(aside).find(|aside| fs::symlink_metadata(aside).is_err());
+    let full = || io::Error::other("a directory is in its place, remove it");
+    fs::rename(path, free.ok_or_else(full)?)
+}
+
+/// Directories that are put aside under one name.
+const MOST_ASIDE: u32 = 100;
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::{self, File};
+    use std::fs::File;
 
     use nix::sys::stat::Mode;
     use nix::unistd::mkfifo;
@@ -79,5 +120,39 @@ mod tests {
         assert_eq!(error, format!("open {}: larger than 16 MB", path.display()));
         fs::write(&path, b"a = \xff\n").unwrap();
         assert_eq!(read(&path).unwrap(), "a = \u{fffd}\n");
+    }
+
+    /// Root's sendmail went through a link of the mail owner to a socket that only root may use.
+    #[test]
+    fn no_link_to_a_socket_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (socket, link) = (dir.path().join("socket"), dir.path().join("link"));
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        std::os::unix::fs::symlink(&socket, &link).unwrap();
+        assert!(UnixStream::connect(&link).is_ok());
+        assert!(connect(&link).is_err());
+        assert!(connect(&socket).is_ok());
+        fs::write(dir.path().join("file"), "").unwrap();
+        assert!(connect(&dir.path().join("file")).is_err());
+    }
+
+    #[test]
+    fn a_name_is_made_free_whatever_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("name");
+        for round in 0..3 {
+            fs::create_dir(&path).unwrap();
+            if round > 0 {
+                fs::write(path.join("inside"), "x").unwrap();
+            }
+            make_free(&path).unwrap();
+            std::os::unix::fs::symlink("nowhere", &path).unwrap();
+            make_free(&path).unwrap();
+            make_free(&path).unwrap();
+        }
+        let mut left: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["name.aside-1", "name.aside-2"]);
     }
 }

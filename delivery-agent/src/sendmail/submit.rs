@@ -8,10 +8,12 @@ use std::fmt::Write as _;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use worker_proto::files;
 use worker_proto::sys::errno_text;
 
 use super::spool::Spool;
@@ -44,7 +46,8 @@ pub(super) fn submit(hostname: &str, spool: &Spool) -> Verdict {
 }
 
 fn attempt(hostname: &str, spool: &Spool) -> Result<(), Verdict> {
-    let stream = UnixStream::connect(SUBMIT).and_then(|s| s.set_nonblocking(true).map(|()| s));
+    let stream =
+        files::connect(Path::new(SUBMIT)).and_then(|s| s.set_nonblocking(true).map(|()| s));
     let stream = stream.map_err(|e| unavailable(&format!("connect: {}", errno_text(&e))))?;
     let mut line = Line::new(stream);
     positive(&line.ask(String::new(), 1, GREETING, "the greeting")?)?;
