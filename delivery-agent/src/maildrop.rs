@@ -39,6 +39,13 @@ pub fn drop_message(directory: &Path, submission: &Submission) -> io::Result<()>
     Draft::new(directory, submission)?.finish()
 }
 
+/// The token under which qmgr knows a message with this name, whichever way it comes: that of the file
+/// it would be in.
+#[must_use]
+pub fn token(name: &str) -> String {
+    format!("{WHOLE}{name}")
+}
+
 /// How many messages wait in the directory; 0 for who may not read it.
 #[must_use]
 pub fn count(directory: &Path) -> usize {

@@ -218,6 +218,13 @@ pub fn unique() -> String {
     }
 }
 
+/// Whether a text has the form of [`unique`]: nobody can guess it.
+#[must_use]
+pub fn is_unique(text: &str) -> bool {
+    (32..=64).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'a'..=b'f' | b'.'))
+}
+
 /// A new Message-ID.
 #[must_use]
 pub fn message_id(now: Duration, host: &str) -> String {

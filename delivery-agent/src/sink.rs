@@ -73,6 +73,7 @@ impl Single for Sink {
                 recipient_limit: count(smtpd.smtpd_recipient_limit),
                 error_limit: smtpd.smtpd_hard_error_limit,
                 junk_limit: 100,
+                tokens: false,
                 forbidden: Vec::new(),
             },
             timeout: smtpd.smtpd_timeout,

@@ -13,7 +13,7 @@ use worker_proto::diagnostic::Fault;
 use worker_proto::server::{self, Configured};
 use worker_proto::single::{Others, Single};
 
-use crate::maildrop::{Limits, MAX_RECIPIENTS};
+use crate::maildrop::{self, Limits, MAX_RECIPIENTS};
 use crate::message::Message;
 use crate::networks::Networks;
 use crate::params::{SmtpdParams, SubmitParams};
@@ -60,6 +60,7 @@ impl Single for Smtpd {
                 recipient_limit: count(params.smtpd_recipient_limit),
                 error_limit: params.smtpd_hard_error_limit,
                 junk_limit: params.smtpd_junk_command_limit,
+                tokens: false,
                 forbidden: params.smtpd_forbidden_commands.clone(),
             },
             host: Host::new(&configured.common, submit.hopcount_limit, limits),
@@ -102,6 +103,7 @@ impl Smtpd {
         if let Source::User(_) = source {
             // sendmail(1) hands a message in whole or not at all.
             config.recipient_limit = config.recipient_limit.max(MAX_RECIPIENTS);
+            config.tokens = true;
         }
         let mut backend = Desk { source, host: &self.host, qmgr: &mut self.qmgr };
         let terms = Terms { timeout: self.timeout, stress_timeout: self.stress_timeout, others };
@@ -159,7 +161,12 @@ impl Backend for Desk<'_> {
         drop(body);
         let submission = self.host.completed(message, sender, recipients, &source, clock::wall());
         let answer = match submission {
-            Ok(submission) => self.qmgr.offer(&submission),
+            Ok(mut submission) => {
+                if !envelope.token.is_empty() {
+                    submission.token = maildrop::token(&envelope.token);
+                }
+                self.qmgr.offer(&submission)
+            }
             Err(answer) => answer,
         };
         if !answer.is_positive() {

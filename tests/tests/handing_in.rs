@@ -149,6 +149,47 @@ fn a_message_that_grows_beyond_the_limit_is_refused_whether_the_system_is_up_or_
     instance.finish(&[]);
 }
 
+/// smtpd ended between the message and its answer: sendmail stored it in maildrop, and it was sent twice.
+#[test]
+fn a_message_that_smtpd_and_maildrop_both_hand_over_is_queued_once() {
+    let relay = Relay::kind();
+    let mut instance = Instance::new();
+    instance.parameter("relayhost", &relay.name()).start();
+    let token = "0123456789abcdef0123456789abcdef";
+    let socket = instance.queue().join("public/submit");
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    let text = format!(
+        "EHLO x\r\nMAIL FROM:<a@x.example> XTOKEN={token}\r\nRCPT TO:<b@y.example>\r\nDATA\r\n\
+         Subject: x\r\n\r\nx\r\n.\r\nQUIT\r\n"
+    );
+    stream.write_all(text.as_bytes()).unwrap();
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut stream, &mut said).unwrap();
+    assert!(said.contains("queued as"), "{said}");
+    for (to, token) in [("b@y.example", token), ("last@y.example", "")] {
+        let submission = Submission {
+            sender: "a@x.example".to_owned(),
+            recipients: vec![to.to_owned()],
+            origin: String::new(),
+            lane: Lane::Normal,
+            token: token.to_owned(),
+            body: b"Subject: x\r\n\r\nx\r\n".to_vec(),
+        };
+        maildrop::drop_message(&instance.queue().join("maildrop"), &submission).unwrap();
+    }
+    for entry in fs::read_dir(instance.queue().join("maildrop")).unwrap().flatten() {
+        let _ = chown(entry.path(), Some(account().uid.as_raw()), Some(account().gid.as_raw()));
+    }
+    wait::until("the last", wait::LONG, || {
+        relay.taken().iter().any(|mail| mail.recipients == ["last@y.example"]).then_some(())
+    });
+    wait::until("an empty maildrop", wait::LONG, || {
+        (fs::read_dir(instance.queue().join("maildrop")).unwrap().count() == 0).then_some(())
+    });
+    assert_eq!(relay.taken().len(), 2);
+    instance.finish(&[]);
+}
+
 /// It said "Permission denied" (77) for mail that it had stored: the caller tried again and doubled it.
 #[test]
 fn a_user_whose_mail_is_stored_while_the_system_is_down_is_told_so() {

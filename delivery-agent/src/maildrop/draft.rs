@@ -4,7 +4,6 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::process;
 
 use nix::unistd::syncfs;
 
@@ -31,7 +30,11 @@ impl Draft {
     /// # Errors
     /// There is no room, or the directory may not be written to.
     pub fn new(directory: &Path, submission: &Submission) -> io::Result<Self> {
-        let name = format!("{}.{}", process::id(), message::unique());
+        // smtpd may have got it already, and it is known by this name then.
+        let name = match message::is_unique(&submission.token) {
+            true => submission.token.clone(),
+            false => message::unique(),
+        };
         let mut options = OpenOptions::new();
         let file = options
             .read(true)

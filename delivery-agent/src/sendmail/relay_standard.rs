@@ -104,6 +104,7 @@ pub(super) fn serve(
         recipient_limit: limits.recipients,
         error_limit: 20,
         junk_limit: 100,
+        tokens: false,
         forbidden: Vec::new(),
     });
     let standard = Standard(io::stdin(), io::stdout());

@@ -48,6 +48,11 @@ impl Spool {
         self.submission.body.len() as u64 + self.size - self.head.len() as u64
     }
 
+    /// The name by which qmgr knows it when it comes again.
+    pub(super) fn token(&self) -> &str {
+        &self.submission.token
+    }
+
     pub(super) fn sender(&self) -> &str {
         &self.submission.sender
     }

@@ -18,6 +18,7 @@ use worker_proto::sys::errno_text;
 
 use super::spool::Spool;
 use super::{EX_DATAERR, EX_TEMPFAIL, EX_UNAVAILABLE, Failure, SUBMIT};
+use crate::message;
 use crate::smtp::reply::{Reply, ReplyReader};
 
 /// How long smtpd may take to greet: it is there at once, or fails at its start, or is too busy.
@@ -53,12 +54,14 @@ fn attempt(hostname: &str, spool: &Spool) -> Result<(), Verdict> {
     positive(&line.ask(String::new(), 1, GREETING, "the greeting")?)?;
     let hello = line.ask(format!("EHLO {hostname}\r\n"), 1, SILENCE, "the answer to EHLO")?;
     positive(&hello)?;
-    let has_chunking = |reply: &Reply| reply.lines().any(|l| l.eq_ignore_ascii_case(b"CHUNKING"));
-    if !hello.iter().any(has_chunking) {
+    let has =
+        |what: &[u8]| hello.iter().any(|reply| reply.lines().any(|l| l.eq_ignore_ascii_case(what)));
+    if !has(b"CHUNKING") {
         return Err(unavailable("CHUNKING is not offered"));
     }
     let count = spool.recipients().len() + 1;
-    let answers = line.ask(envelope(spool), count, SILENCE, "the answers to the envelope")?;
+    let answers =
+        line.ask(envelope(spool, has(b"XTOKEN")), count, SILENCE, "the answers to the envelope")?;
     // It is for all recipients or for none: who is told of a failure sends it again to all.
     if let Some(number) = answers.iter().position(Reply::is_permanent) {
         let reply = &answers[number];
@@ -83,11 +86,16 @@ fn status(reply: &Reply) -> u8 {
     if reply.code() == 552 { EX_UNAVAILABLE } else { EX_DATAERR }
 }
 
-fn envelope(spool: &Spool) -> String {
+fn envelope(spool: &Spool, with_token: bool) -> String {
     let (sender, size) = (spool.sender(), spool.size());
     let is_ascii = sender.is_ascii() && spool.recipients().iter().all(|r| r.is_ascii());
     let utf8 = if is_ascii { "" } else { " SMTPUTF8" };
-    let mut text = format!("MAIL FROM:<{sender}> SIZE={size} BODY=8BITMIME{utf8}\r\n");
+    // When the answer is lost, the message goes into the drop directory, and must not be sent twice.
+    let token = match with_token && message::is_unique(spool.token()) {
+        true => format!(" XTOKEN={}", spool.token()),
+        false => String::new(),
+    };
+    let mut text = format!("MAIL FROM:<{sender}> SIZE={size} BODY=8BITMIME{utf8}{token}\r\n");
     for recipient in spool.recipients() {
         let _ = write!(text, "RCPT TO:<{recipient}>\r\n");
     }

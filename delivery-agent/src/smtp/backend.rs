@@ -61,6 +61,8 @@ pub struct Config {
     pub error_limit: u64,
     /// Commands without a message, such as NOOP, after which each counts as a refused one.
     pub junk_limit: u64,
+    /// Whether a client may give a message a name (XTOKEN): it is asked of nobody but this system's own.
+    pub tokens: bool,
     /// Commands that no SMTP client sends: they end the session at once.
     pub forbidden: Vec<String>,
 }
@@ -78,6 +80,8 @@ pub struct Envelope {
     pub sender: String,
     /// The recipients, without brackets.
     pub recipients: Vec<String>,
+    /// The message's name, if the client has given it one.
+    pub token: String,
 }
 
 /// Decides about envelopes and takes messages.

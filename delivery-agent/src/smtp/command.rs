@@ -26,6 +26,8 @@ pub(super) enum Command {
 pub(super) struct MailParameters {
     pub(super) size: u64,
     pub(super) smtputf8: bool,
+    /// The name that the client gives the message, so that it is known when it comes again.
+    pub(super) token: String,
 }
 
 impl Command {
@@ -112,11 +114,12 @@ fn mail(rest: &str) -> Result<Command, Answer> {
         match (key.to_ascii_uppercase().as_str(), value.to_ascii_uppercase().as_str()) {
             ("SIZE", digits) => {
                 known.size =
-                    digits.parse().map_err(|_| syntax("SIZE is a number of bytes: SIZE=1000"))?;
+                    number(digits).ok_or_else(|| syntax("SIZE is a number of bytes: SIZE=1000"))?;
             }
             ("BODY", "7BIT" | "8BITMIME") => {}
             ("BODY", _) => return Err(syntax("BODY is 7BIT or 8BITMIME")),
             ("SMTPUTF8", "") => known.smtputf8 = true,
+            ("XTOKEN", _) if crate::message::is_unique(value) => value.clone_into(&mut known.token),
             _ => return Err(unknown_parameter(key)),
         }
     }
@@ -142,9 +145,14 @@ fn unknown_parameter(key: &str) -> Answer {
     Answer::new(555, "5.5.4", format!("unsupported parameter {key}"))
 }
 
+/// Digits alone: other programs take `+5` for an error, and what follows for something else.
+fn number(text: &str) -> Option<u64> {
+    text.parse().ok().filter(|_| text.bytes().all(|b| b.is_ascii_digit()))
+}
+
 fn bdat(rest: &str) -> Result<Command, Answer> {
     let mut words = rest.split_whitespace();
-    let size = words.next().and_then(|w| w.parse().ok());
+    let size = words.next().and_then(number);
     let last = words.next().map(str::to_ascii_uppercase);
     match (size, last.as_deref(), words.next()) {
         (Some(size), None, None) => Ok(Command::Bdat { size, last: false }),
@@ -228,7 +236,7 @@ mod tests {
         assert_eq!(parse(r#"MAIL FROM:<"a > b"@c>"#), from(r#""a > b"@c"#));
         assert_eq!(parse("RCPT TO:<root>"), Ok(Command::Rcpt("root".to_owned())));
         let full = parse("MAIL FROM:<ä@b> SIZE=12 BODY=8BITMIME SMTPUTF8");
-        let parameters = MailParameters { size: 12, smtputf8: true };
+        let parameters = MailParameters { size: 12, smtputf8: true, token: String::new() };
         assert_eq!(full, Ok(Command::Mail("ä@b".to_owned(), parameters)));
     }
 
@@ -272,6 +280,9 @@ mod tests {
                 "MAIL FROM:<ä@b>",
                 "553 5.6.7 an address with other than ASCII letters needs SMTPUTF8 in MAIL",
             ),
+            ("MAIL FROM:<a@b> SIZE=+1", "501 5.5.4 SIZE is a number of bytes: SIZE=1000"),
+            ("MAIL FROM:<a@b> XTOKEN=guess", "555 5.5.4 unsupported parameter XTOKEN"),
+            ("BDAT +5 LAST", "501 5.5.4 write: BDAT size [LAST]"),
             ("BDAT x", "501 5.5.4 write: BDAT size [LAST]"),
             ("BDAT 1 LAST 2", "501 5.5.4 write: BDAT size [LAST]"),
         ] {

@@ -260,7 +260,8 @@ impl Server {
         let Config { hostname, message_size_limit: size, .. } = &self.config;
         let text = format!(
             "250-{hostname}\r\n250-PIPELINING\r\n250-SIZE {size}\r\n250-8BITMIME\r\n\
-             250-ENHANCEDSTATUSCODES\r\n250-SMTPUTF8\r\n250 CHUNKING\r\n"
+             250-ENHANCEDSTATUSCODES\r\n250-SMTPUTF8\r\n{}250 CHUNKING\r\n",
+            if self.config.tokens { "250-XTOKEN\r\n" } else { "" }
         );
         self.output.extend_from_slice(text.as_bytes());
     }
@@ -275,9 +276,13 @@ impl Server {
         if self.exceeds(with.size) {
             return self.fail(&self.too_big());
         }
+        if !with.token.is_empty() && !self.config.tokens {
+            return self.fail(&Answer::new(555, "5.5.4", "unsupported parameter XTOKEN"));
+        }
         match backend.sender(&sender) {
             Ok(()) => {
                 self.has_sender = true;
+                self.envelope.token.clone_from(&with.token);
                 self.envelope.sender = sender;
                 self.envelope.smtputf8 = with.smtputf8;
                 self.say(&Answer::new(250, "2.1.0", "Ok"));
@@ -422,6 +427,7 @@ impl Server {
         self.envelope.smtputf8 = false;
         self.envelope.sender.clear();
         self.envelope.recipients.clear();
+        self.envelope.token.clear();
         self.body = Vec::new();
         self.body_size = 0;
     }
@@ -482,6 +488,7 @@ mod tests {
             recipient_limit: 3,
             error_limit: 5,
             junk_limit: 100,
+            tokens: false,
             forbidden: vec!["GET".to_owned(), "POST".to_owned()],
         });
         server.wrote(server.output().len());
@@ -510,6 +517,19 @@ mod tests {
             .skip(1)
             .map(|l| l.split_whitespace().take(2).collect::<Vec<_>>().join(" "))
             .collect()
+    }
+
+    #[test]
+    fn only_a_client_that_may_gives_a_message_a_name() {
+        let mail = format!("HELO c\r\nMAIL FROM:<a@x> XTOKEN={}\r\n", "0123456789abcdef".repeat(2));
+        for (tokens, answer) in [(false, "555 "), (true, "250 ")] {
+            let mut server = server();
+            server.config.tokens = tokens;
+            server.config.line_length_limit = 200;
+            server.input(mail.as_bytes(), &mut Inbox::default());
+            let output = String::from_utf8_lossy(server.output()).into_owned();
+            assert!(output.lines().nth(1).is_some_and(|l| l.starts_with(answer)), "{output}");
+        }
     }
 
     #[test]

@@ -27,6 +27,7 @@ fn config() -> Config {
         recipient_limit: 100,
         error_limit: 20,
         junk_limit: 100,
+        tokens: false,
         forbidden: vec!["GET".to_owned(), "POST".to_owned()],
     }
 }

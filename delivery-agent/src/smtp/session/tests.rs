@@ -386,6 +386,7 @@ proptest! {
             recipient_limit: 100,
             error_limit: 1000,
             junk_limit: 100,
+            tokens: false,
             forbidden: Vec::new(),
         });
         let mut inbox = Inbox::default();
