@@ -172,7 +172,7 @@ impl Queue {
     }
 
     /// The next thing for an agent to do. A message that is to be sent is given to
-    /// [`Queue::lease`] or [`Queue::hold`] then.
+    /// [`Queue::lease`], [`Queue::put_back`] or [`Queue::hold`] then.
     pub fn next_task(&mut self, now: Time) -> Option<Task> {
         if let Some(relay) = self.relays.iter_mut().find(|r| r.clock.wants_connection(now)) {
             relay.clock.probing();
@@ -262,6 +262,13 @@ impl Queue {
         if let Some(Leased { no, .. }) = self.leases.remove(&lease)
             && let Some(entry) = self.entries.get(&no)
         {
+            self.wait(no, entry.due);
+        }
+    }
+
+    /// A message of [`Queue::next_task`] cannot be read now: it waits as before.
+    pub fn put_back(&mut self, no: MessageNo) {
+        if let Some(entry) = self.entries.get(&no) {
             self.wait(no, entry.due);
         }
     }

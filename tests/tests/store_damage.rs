@@ -124,6 +124,8 @@ fn q8_damage_found_in_use_repeats_nothing() {
     assert!(first.len() > 150, "nearly nothing was salvaged: {}", first.len());
     assert!(first.values().all(|n| *n == 1), "sent again: {first:?}");
     assert!(instance.log().count("starting an empty one") > 0);
+    // 87 messages were said to be held, which came back with the rest a moment later.
+    assert_eq!(instance.log().count("cannot be read and is held"), 0);
     instance.finish_with(
         &[],
         &[
@@ -131,7 +133,6 @@ fn q8_damage_found_in_use_repeats_nothing() {
             "messages taken over",
             "queue database",
             " is down: ",
-            "cannot be read",
             "delivery agent terminated abnormally",
             "Connection refused",
         ],

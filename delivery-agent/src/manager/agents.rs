@@ -193,20 +193,19 @@ impl Manager {
     pub(super) fn feed_agents(&mut self, reactor: &mut Reactor, now: Time) {
         let queue_now = self.clock.now(now);
         self.queue.advance(queue_now);
-        if self.gives_out() {
-            while self.queue.has_task(queue_now) {
-                let idle = self.agents.iter().find(|(_, a)| a.is_idle()).map(|(token, _)| *token);
-                let token = match idle {
-                    Some(token) => Ok(token),
-                    None if now < self.agents_from => break,
-                    None => self.reach_agent(reactor, now),
-                };
-                match token {
-                    Ok(token) => self.give_work(queue_now, token),
-                    Err(e) => {
-                        self.unreachable(&e);
-                        self.agents_from = now + REACH_AGAIN;
-                    }
+        // What cannot be read is put back: a turn must not ask for it again and again.
+        while self.gives_out() && !self.store.is_damaged() && self.queue.has_task(queue_now) {
+            let idle = self.agents.iter().find(|(_, a)| a.is_idle()).map(|(token, _)| *token);
+            let token = match idle {
+                Some(token) => Ok(token),
+                None if now < self.agents_from => break,
+                None => self.reach_agent(reactor, now),
+            };
+            match token {
+                Ok(token) => self.give_work(now, token),
+                Err(e) => {
+                    self.unreachable(&e);
+                    self.agents_from = now + REACH_AGAIN;
                 }
             }
         }
@@ -247,11 +246,12 @@ impl Manager {
     }
 
     /// Gives an agent the next thing to do.
-    fn give_work(&mut self, queue_now: Time, token: Token) {
+    fn give_work(&mut self, now: Time, token: Token) {
+        let queue_now = self.clock.now(now);
         let Some(task) = self.queue.next_task(queue_now) else { return };
         let header = match task {
             Task::Connect(relay) => Some(Header::Probe(relay)),
-            Task::Send(no, first) => self.lease(queue_now, no, first),
+            Task::Send(no, first) => self.lease(now, no, first),
         };
         let (Some(header), Some(agent)) = (header, self.agents.get_mut(&token)) else { return };
         match &header {
@@ -262,7 +262,8 @@ impl Manager {
         agent.link.send(&header);
     }
 
-    fn lease(&mut self, queue_now: Time, no: MessageNo, first: usize) -> Option<Header> {
+    fn lease(&mut self, now: Time, no: MessageNo, first: usize) -> Option<Header> {
+        let queue_now = self.clock.now(now);
         let read = || {
             let summary = self.store.by_no(no)?;
             let body = self.store.body(no)?;
@@ -282,12 +283,25 @@ impl Manager {
                 log::error!("message {} is not in the store", no.0);
                 return None;
             }
-            Err::<_, crate::store::StoreError>(e) => {
+            // The store is put aside, and what it holds comes back.
+            Err(_) if self.store.is_damaged() => {
+                self.queue.put_back(no);
+                return None;
+            }
+            // It is opened again. A message that cannot be read after that either must not keep the
+            // others waiting.
+            Err(e) if self.care.unread.insert(no) => {
+                self.queue.put_back(no);
+                self.store_failed(now, &e);
+                return None;
+            }
+            Err(e) => {
                 self.queue.hold(no);
                 log::error!("message {} cannot be read and is held: {e}", no.0);
                 return None;
             }
         };
+        self.care.unread.remove(&no);
         let (summary, body) = found;
         let left = recipients.into_iter().filter(|r| r.state == RecipientState::Queued);
         let mut left: HashMap<_, _> = left.map(|r| (r.position, r.address)).collect();

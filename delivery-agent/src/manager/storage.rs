@@ -3,6 +3,7 @@
 //! Opening it again after a failure, taking over what can be read of a damaged one, giving space
 //! back, following the wall clock (Q8, Q9).
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use worker_proto::clock::{self, Time};
@@ -27,6 +28,8 @@ pub(super) struct Care {
     shrinking: bool,
     /// Mail is refused for want of room, and it was told; when that is looked at again.
     full: Option<Time>,
+    /// Messages that could not be read, once.
+    pub(super) unread: HashSet<MessageNo>,
     /// How far it was checked that every message with a body is queued.
     pub(super) checked: Option<MessageNo>,
     /// The last number at the start: what came after was stored by this process.

@@ -68,6 +68,19 @@ fn lease(queue: &mut Queue, now: Time) -> Option<u64> {
     lease_of(queue, now, &[0]).map(|(_, plan)| plan.lease)
 }
 
+/// It was held for good, by a disk that did not answer for a moment.
+#[test]
+fn a_message_that_could_not_be_read_waits_as_before() {
+    let mut queue = queue(2, &["a"]);
+    let Some(Task::Send(no, _)) = queue.next_task(at(0)) else { panic!("nothing to send") };
+    queue.put_back(no);
+    queue.advance(at(1));
+    assert!(queue.has_task(at(1)));
+    let Some(Task::Send(again, relay)) = queue.next_task(at(1)) else { panic!("it is held") };
+    assert_eq!(again, no);
+    assert_eq!(queue.lease(at(1), again, relay, &[0]).positions, [0]);
+}
+
 #[test]
 fn r7_lanes_share_by_weight_and_none_starves() {
     let mut queue = queue(0, &["a"]);
