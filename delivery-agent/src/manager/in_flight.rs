@@ -5,10 +5,12 @@
 //! given out before the agents that are left had a moment to announce theirs.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+
+use worker_proto::files::make_free;
 
 use crate::store::MessageNo;
 
@@ -31,7 +33,12 @@ impl InFlight {
     /// ended. Without a file there is none to tell: a restart may repeat a message then.
     pub(super) fn open(directory: &Path) -> (Self, Vec<MessageNo>) {
         let path = directory.join(NAME);
-        let (file, found) = match open(&path) {
+        // Something else in its place tells nothing and would be there at every start.
+        let found = open(&path).or_else(|e| match fs::symlink_metadata(&path) {
+            Ok(there) if !there.is_file() => make_free(&path).and_then(|()| open(&path)),
+            _ => Err(e),
+        });
+        let (file, found) = match found {
             Ok((file, found)) => (Some(file), found),
             Err(e) => {
                 let reason = worker_proto::sys::errno_text(&e);
@@ -88,6 +95,18 @@ fn open(path: &Path) -> io::Result<(File, Vec<MessageNo>)> {
 mod tests {
     use super::*;
 
+    /// A directory in its place was told at every start, and each restart could repeat messages.
+    #[test]
+    fn what_is_no_file_in_its_place_is_put_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(NAME)).unwrap();
+        let (mut first, found) = InFlight::open(dir.path());
+        assert_eq!(found, []);
+        first.add(1, MessageNo(7));
+        drop(first);
+        assert_eq!(InFlight::open(dir.path()).1, [MessageNo(7)]);
+    }
+
     #[test]
     fn the_next_one_is_told_what_was_not_removed() {
         let dir = tempfile::tempdir().unwrap();
@@ -108,8 +127,7 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_had_stops_nobody() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join(NAME)).unwrap();
-        let (mut none, found) = InFlight::open(dir.path());
+        let (mut none, found) = InFlight::open(&dir.path().join("missing"));
         none.add(1, MessageNo(1));
         none.remove(1);
         assert_eq!(found, []);
