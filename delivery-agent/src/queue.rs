@@ -192,8 +192,11 @@ impl Queue {
     pub fn lease(&mut self, now: Time, no: MessageNo, first: usize, positions: &[i64]) -> Plan {
         self.next_lease += 1;
         let lease = self.next_lease;
-        let route = self.route(now, first);
         let case = self.cases.get(&no);
+        // One whose sessions it has ended is not asked on the way, before its own time there.
+        let mut route = self.route(now, first);
+        let rests = |relay: usize| case.is_some_and(|case| case.breaks(relay).until > now);
+        route.retain(|&relay| relay == first || !rests(relay));
         let open = |position: i64, relay: usize| {
             case.is_none_or(|case| case.recipient_gate(position, relay).is_open(now))
         };
