@@ -185,7 +185,14 @@ impl Queue {
         if relay.clock.is_up() {
             let lane = self.turns.next(|lane| first(lane).is_some())?;
             let choice = first(lane).map(|no| Choice { no, lane, relay: index });
-            return choice.filter(|_| self.busy(index) < relay.window);
+            let choice = choice.filter(|_| self.busy(index) < relay.window);
+            return choice.or_else(|| {
+                let number = spread(self.seed);
+                let fresh = self.fresh.any(lane, number).filter(|_| fresh);
+                let no = fresh.or_else(|| relay.ready.any(lane, number))?;
+                let may = !works && self.may_have_one_more(index);
+                may.then_some(Choice { no, lane, relay: index })
+            });
         }
         self.probe_for(index, fresh, works).or_else(|| {
             // The same message would show nothing new.
@@ -220,6 +227,14 @@ impl Queue {
             let no = if number >> 61 & 1 == 0 { fresh.or(ready) } else { ready.or(fresh) };
             no.map(|no| Choice { no, lane, relay: index })
         })
+    }
+
+    /// Whether a relay that has all the messages it may have at a time, and does not answer for some of
+    /// them, is asked whether it answers for one more: they are not in the way of all others then (R6).
+    fn may_have_one_more(&self, relay: usize) -> bool {
+        let waits = |leased: &&Leased| leased.stalled.as_ref().is_some_and(|s| s.relay == relay);
+        let mute = self.leases.values().filter(waits).count();
+        mute > 0 && self.busy(relay) <= mute && self.leases.len() < self.limits.agents
     }
 
     /// Agents that are at a relay, as far as is known.

@@ -574,6 +574,55 @@ fn r7_an_urgent_message_does_not_try_out_a_relay_while_another_works() {
     assert_eq!((no.0, &plan.relays[0][..]), (1, "a"));
 }
 
+/// The only relay does not answer for some messages, each for minutes: they were in all sessions that
+/// it may have at a time, and the others waited for them.
+#[test]
+fn r6_messages_that_wait_for_the_only_relay_do_not_hold_up_the_others() {
+    let mut queue = queue(110, &["a"]);
+    let (mut now, mut left, mut most) = (at(0), 100, 0);
+    let mut stuck = Vec::new();
+    while left > 0 {
+        while let Some((no, plan)) = lease_of(&mut queue, now, &[0]) {
+            if no.0 <= 10 {
+                stuck.push((now, plan.lease));
+            } else {
+                left -= 1;
+                queue.news(now, Some(plan.lease), &news("a", Finding::Works));
+                queue.report(now, plan.lease, &[(0, delivered())]).unwrap();
+            }
+        }
+        most = most.max(queue.in_flight());
+        now = now + Duration::from_secs(1);
+        for (since, lease) in &stuck {
+            if now.since(*since) == Duration::from_secs(10) {
+                let waits_for = Some("the answer to RCPT".to_owned());
+                queue.progress(now, &Progress { lease: *lease, relay: "a".to_owned(), waits_for });
+            }
+        }
+        assert!(now < at(120), "{left} are left");
+    }
+    assert!(most <= 10);
+}
+
+/// When it answers for none, it gets no more sessions than messages may be on their way.
+#[test]
+fn r1_a_relay_that_answers_for_no_message_gets_one_session_at_a_time_beyond_the_first() {
+    let mut queue = queue(110, &["a"]);
+    let mut stuck: Vec<(Time, u64)> = Vec::new();
+    for second in 0..300 {
+        let now = at(second);
+        for (_, lease) in stuck.iter().filter(|(s, _)| now.since(*s) == Duration::from_secs(10)) {
+            let waits_for = Some("the answer to RCPT".to_owned());
+            queue.progress(now, &Progress { lease: *lease, relay: "a".to_owned(), waits_for });
+        }
+        while let Some(lease) = lease(&mut queue, now) {
+            stuck.push((now, lease));
+        }
+        assert!(stuck.len() <= 5 + usize::try_from(second / 10).unwrap(), "{second}");
+    }
+    assert_eq!(stuck.len(), limits().agents);
+}
+
 /// Twenty messages over which a relay ends its sessions were in front of a hundred others, and each
 /// was a probe before one of those: hours, as the pauses grow.
 #[test]
