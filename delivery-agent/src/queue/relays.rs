@@ -184,15 +184,22 @@ impl Queue {
         };
         if relay.clock.is_up() {
             let lane = self.turns.next(|lane| first(lane).is_some())?;
-            let choice = first(lane).map(|no| Choice { no, lane, relay: index });
-            let choice = choice.filter(|_| self.busy(index) < relay.window);
-            return choice.or_else(|| {
+            let (busy, mute) = (self.busy(index), self.mute(index));
+            // Half of what it may have at a time waits for it in vain: it is asked whether it answers
+            // for one more, so that those are not in the way of all others (R6).
+            let crowded = !works && mute > 0 && 2 * mute >= relay.window;
+            let no = if crowded {
                 let number = spread(self.seed);
                 let fresh = self.fresh.any(lane, number).filter(|_| fresh);
-                let no = fresh.or_else(|| relay.ready.any(lane, number))?;
-                let may = !works && self.may_have_one_more(index);
-                may.then_some(Choice { no, lane, relay: index })
-            });
+                fresh.or_else(|| relay.ready.any(lane, number))
+            } else {
+                first(lane)
+            };
+            let may = match crowded {
+                true => busy <= mute && self.leases.len() < self.limits.agents,
+                false => busy < relay.window,
+            };
+            return no.filter(|_| may).map(|no| Choice { no, lane, relay: index });
         }
         self.probe_for(index, fresh, works).or_else(|| {
             // The same message would show nothing new.
@@ -229,12 +236,10 @@ impl Queue {
         })
     }
 
-    /// Whether a relay that has all the messages it may have at a time, and does not answer for some of
-    /// them, is asked whether it answers for one more: they are not in the way of all others then (R6).
-    fn may_have_one_more(&self, relay: usize) -> bool {
+    /// Agents that wait long for a relay.
+    fn mute(&self, relay: usize) -> usize {
         let waits = |leased: &&Leased| leased.stalled.as_ref().is_some_and(|s| s.relay == relay);
-        let mute = self.leases.values().filter(waits).count();
-        mute > 0 && self.busy(relay) <= mute && self.leases.len() < self.limits.agents
+        self.leases.values().filter(waits).count()
     }
 
     /// Agents that are at a relay, as far as is known.

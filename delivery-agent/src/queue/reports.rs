@@ -139,7 +139,10 @@ impl Queue {
     /// A delivery: the relay may get more at a time.
     fn widen(&mut self, name: &str) {
         let most = self.limits.agents;
-        if let Some(relay) = self.relays.iter_mut().find(|relay| relay.name == name) {
+        let Some(index) = self.relay_index(name) else { return };
+        // As long as it does not answer for some it gets no more.
+        if self.slow(index).is_none() {
+            let relay = &mut self.relays[index];
             relay.delivered += 1;
             if relay.delivered >= RISE {
                 (relay.most, relay.delivered) = (relay.most.saturating_add(1), 0);
