@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use belfry_tests::probe::Probe;
 use belfry_tests::process::Process;
@@ -178,24 +179,67 @@ fn w22_signals_during_an_upgrade_are_not_lost_and_kill_nobody() {
     let port = net::free_port();
     instance.service(&format!("127.0.0.1:{port} inet n n n - 10 probe_worker")).start();
     let master = Process::read(instance.master_pid()).unwrap();
+    /// Ends the storm whatever happens.
+    struct End<'a>(&'a AtomicBool);
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
             while !over.load(Ordering::SeqCst) {
                 master.signal(Signal::SIGHUP);
                 master.signal(Signal::SIGCHLD);
+                // Without a pause the other signals of this process would hardly get a turn.
+                thread::sleep(Duration::from_millis(1));
             }
         });
+        let _end = End(&over);
+        let reloads = || instance.log().count("reload done: ");
         for _ in 0..5 {
+            // No upgrade is under way: this is the work of a signal.
+            let before = reloads();
+            wait::until("SIGHUP to reload", wait::LONG, || (reloads() > before).then_some(()));
             // A storm of reloads may be on when it is asked for; it says so, and is asked again.
             wait::until("an upgrade", wait::LONG, || {
                 instance.belfry(&["upgrade"]).status.success().then_some(())
             });
         }
-        over.store(true, Ordering::SeqCst);
+        let before = reloads();
+        wait::until("SIGHUP to reload", wait::LONG, || (reloads() > before).then_some(()));
     });
     assert!(Probe::tcp(port).unwrap().report().is_ok());
     instance.finish(&[]);
+}
+
+/// One SIGHUP alone, with no other reload that could do its work.
+#[test]
+fn w22_a_sighup_while_the_new_program_is_asked_reloads_afterwards() {
+    let mut instance = instance();
+    instance.service("a unix n n n - 3 probe_worker").start();
+    let (asked, answer) = (instance.root().join("asked"), instance.root().join("answer"));
+    let script = format!(
+        "#!/bin/sh\n: >{}\nwhile ! [ -e {} ]; do sleep 0.1; done\necho not today\n",
+        asked.display(),
+        answer.display()
+    );
+    install(&instance, script.as_bytes());
+    let mut upgrade = instance.command("belfry");
+    let mut upgrade = upgrade.arg("upgrade").spawn().expect("belfry was copied");
+    wait::until("the new program to be asked", wait::LONG, || asked.exists().then_some(()));
+    let table = instance.config().join("master.cf");
+    let lines = fs::read_to_string(&table).unwrap();
+    fs::write(&table, lines + "late unix n n n - 3 probe_worker\n").unwrap();
+    Process::read(instance.master_pid()).unwrap().signal(Signal::SIGHUP);
+    // The signal has come before the answer of this command.
+    assert!(instance.belfry(&["status"]).status.success());
+    fs::write(&answer, "").unwrap();
+    assert!(!upgrade.wait().expect("it is our child").success());
+    instance.log().wait_for("reload done: 1 added, 0 removed, 0 changed, 1 kept");
+    assert!(Probe::unix(&instance.queue().join("public/late")).unwrap().report().is_ok());
+    instance.finish(&["upgrade: not today", "upgrade refused"]);
 }
 
 #[test]
