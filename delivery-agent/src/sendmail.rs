@@ -133,7 +133,8 @@ fn ask(common: &CommonParams, words: &[&str]) -> Result<(), Failure> {
     let words: Vec<String> = words.iter().map(|&w| w.to_owned()).collect();
     let (code, text) = alertq::run(common, &words);
     if code != 0 {
-        return Err(Failure::new(code, text.trim_start_matches("alertq: ").trim_end()));
+        let text = text.trim_start_matches("alertq: ").trim_start_matches("fatal: ");
+        return Err(Failure::new(code, text.trim_end()));
     }
     io::stdout().write_all(text.as_bytes()).map_err(|e| Failure::new(EX_OSERR, errno_text(&e)))
 }

@@ -206,7 +206,7 @@ fn a_user_whose_mail_is_stored_while_the_system_is_down_is_told_so() {
     let want = "-- 2 messages in maildrop, not yet in the queue.\n";
     assert_eq!(String::from_utf8_lossy(&list.stdout), want);
     let (status, said) = as_user(&instance, &["-bp"], "");
-    assert!(status != 0 && !said.contains("empty"), "{status} {said}");
+    assert_eq!((status, said.matches("fatal: ").count()), (77, 1), "{said}");
     instance.start();
     wait::until("two messages", wait::LONG, || (relay.taken().len() == 2).then_some(()));
     instance.log().wait_for("origin=uid 65534 by maildrop");
