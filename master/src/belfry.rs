@@ -196,7 +196,8 @@ fn check(request: &Request) -> Result<Config, Told> {
 fn start(request: &Request, foreground: bool) -> Outcome {
     superuser()?;
     let config = check(request)?;
-    if holder(&config.common.queue_directory)?.is_some() {
+    let path = config.common.queue_directory.join(lock::QUEUE_LOCK);
+    if lock::lasting_holder(&path).map_err(|fault| fatal(&fault.to_string()))?.is_some() {
         return fail("the Belfry mail system is already running");
     }
     let master = config.common.daemon_directory.join("master");
