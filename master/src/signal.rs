@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::sys::signal::Signal;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::{flag, low_level::pipe};
 use worker_proto::sys;
@@ -21,7 +22,9 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Catches SIGHUP, SIGCHLD, SIGTERM, SIGINT and SIGQUIT from now on.
+    /// Catches SIGHUP, SIGCHLD, SIGTERM, SIGINT and SIGQUIT from now on, and ignores what comes without
+    /// anybody having sent it: a log at the limit of file sizes, processor time that is used up. Workers
+    /// have the defaults.
     ///
     /// # Errors
     /// A handler cannot be set.
@@ -30,6 +33,8 @@ impl Signals {
         let (wake, write) = UnixStream::pair()?;
         let (wake, write) = (high(wake)?, high(write)?);
         wake.set_nonblocking(true)?;
+        sys::ignore_signal(Signal::SIGXFSZ)?;
+        sys::ignore_signal(Signal::SIGXCPU)?;
         let flags = [SIGHUP, SIGCHLD, SIGTERM, SIGINT, SIGQUIT]
             .map(|signal| (signal, Arc::new(AtomicBool::new(false))));
         for (signal, raised) in &flags {

@@ -1,10 +1,10 @@
 //! The log: nobody waits for whoever reads it, and no source fills it.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use belfry_tests::probe::Probe;
 use belfry_tests::process::Process;
@@ -65,7 +65,7 @@ fn lines_in_a_file_name_the_host_and_the_file_has_its_permissions() {
             line.contains(&format!(" mail belfry/master[{}]: ", instance.master_pid())),
             "{line}"
         );
-        let mode = std::fs::metadata(instance.root().join("log")).unwrap().permissions().mode();
+        let mode = fs::metadata(instance.root().join("log")).unwrap().permissions().mode();
         assert_eq!(format!("{:o}", mode & 0o7777), permissions.trim_start_matches('0'));
         instance.finish(&["overrides the earlier entry"]);
     }
@@ -86,4 +86,26 @@ fn a_worker_that_writes_garbage_does_not_fill_the_log() {
     assert!(lines < 300, "{lines} lines of log");
     drop(liar);
     instance.finish(&["more lines suppressed like"]);
+}
+
+/// SIGXFSZ ended the master at the first line for which the limit had no room.
+#[test]
+fn a_log_at_the_limit_of_file_sizes_ends_no_master() {
+    let mut instance = Instance::bare();
+    instance.service("a unix n n n - 3 probe_worker").start();
+    let log = instance.root().join("log");
+    let limit = fs::metadata(&log).unwrap().len() + 150;
+    let mut prlimit = Command::new("prlimit");
+    prlimit.arg(format!("--pid={}", instance.master_pid())).arg(format!("--fsize={limit}"));
+    assert!(prlimit.status().expect("util-linux has it").success());
+    for _ in 0..5 {
+        let reload = instance.belfry(&["reload"]);
+        assert!(reload.status.success(), "{reload:?}");
+    }
+    assert_eq!(fs::metadata(&log).unwrap().len(), limit, "the limit was reached");
+    assert!(Probe::unix(&instance.queue().join("public/a")).unwrap().report().is_ok());
+    // No room for lines means none about the end either.
+    let text = fs::read_to_string(&log).unwrap();
+    fs::write(&log, &text[..=text.rfind('\n').unwrap()]).unwrap();
+    instance.finish(&[]);
 }
