@@ -47,6 +47,16 @@ pub struct Instance {
     checked: bool,
 }
 
+/// Copies a program that is executed soon. Another process writes it: a child of this one, begun by
+/// another test meanwhile, would have the file open for writing, and nobody could execute it.
+///
+/// # Panics
+/// It is not there, or there is no room.
+pub fn copy_program(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg(from).arg(to).status().expect("every system has cp");
+    assert!(status.success(), "cp {}: {status}", from.display());
+}
+
 impl Instance {
     /// An instance without services.
     ///
@@ -113,7 +123,7 @@ impl Instance {
         let own = self.root().join("bin");
         fs::create_dir(&own).expect("the directory is new");
         for name in names {
-            fs::copy(self.programs.join(name), own.join(name)).expect("/tmp has room");
+            copy_program(&self.programs.join(name), &own.join(name));
         }
         self.programs = own;
         self

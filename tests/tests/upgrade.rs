@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use belfry_tests::instance::copy_program;
 use belfry_tests::probe::Probe;
 use belfry_tests::process::Process;
 use belfry_tests::{Instance, net, wait};
@@ -30,7 +31,9 @@ fn program(instance: &Instance) -> PathBuf {
 /// Installs a master as a package manager does: under a new inode.
 fn install(instance: &Instance, program_text: &[u8]) {
     let (new, path) = (instance.root().join("bin/new"), program(instance));
-    fs::write(&new, program_text).expect("/tmp has room");
+    let text = instance.root().join("text");
+    fs::write(&text, program_text).expect("/tmp has room");
+    copy_program(&text, &new);
     fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).expect("it is ours");
     fs::rename(new, path).expect("it is ours");
 }
