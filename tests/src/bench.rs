@@ -134,7 +134,7 @@ impl Master {
         let end = Time::now() + PATIENCE;
         while !reached() {
             if Time::now() > end {
-                return Err(io::Error::other(format!("waited in vain for: {what}")));
+                return Err(io::Error::other(format!("timed out waiting for {what}")));
             }
             std::thread::sleep(GLANCE);
         }
