@@ -1,9 +1,10 @@
 //! net - ports, and a client that says what a test wants said
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// A port of 127.0.0.1 that nobody listens on.
@@ -12,9 +13,21 @@ use std::time::Duration;
 /// There is none.
 #[must_use]
 pub fn free_port() -> u16 {
-    // Bound and released: it comes back last in the kernel's choice.
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    listener.local_addr().expect("it is bound").port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Below the ports that the kernel gives to clients, which could take it before the test does; each
+    // test process begins elsewhere, and its tests, side by side, never get the same one.
+    let free = |port: u16| {
+        let v4 = TcpListener::bind(("0.0.0.0", port)).map(drop);
+        let v6 = TcpListener::bind(("::", port)).map(drop);
+        v4.is_ok() && v6.map_or_else(|e| e.kind() != ErrorKind::AddrInUse, |()| true)
+    };
+    let ports = 20_000;
+    let first = std::process::id().wrapping_mul(997);
+    (0..ports)
+        .map(|_| first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % ports)
+        .filter_map(|n| u16::try_from(10_000 + n).ok())
+        .find(|&port| free(port))
+        .expect("a port is free")
 }
 
 /// A byte stream.
@@ -76,7 +89,7 @@ impl Client {
         loop {
             let mut line = String::new();
             if self.stream.read_line(&mut line)? == 0 {
-                return Err(std::io::ErrorKind::UnexpectedEof.into());
+                return Err(ErrorKind::UnexpectedEof.into());
             }
             let line = line.trim_end();
             let code = line.get(..3).and_then(|code| code.parse().ok());
