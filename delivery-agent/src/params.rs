@@ -35,7 +35,7 @@ params! {
         smtp_connection_reuse_time_limit: Time = "300s", "1s"..="1d";
         /// A message that waits longer than this for a relay's answer goes to the next relay, if
         /// there is one that works, and the relay counts as failing. Once its text is being sent it
-        /// waits as long as the deadline of the stage says, lest it arrives twice; the relay counts
+        /// waits as long as the deadline of the stage says, so that it does not arrive twice; the relay counts
         /// as slow then, and other messages go to the next one as long as that lasts.
         relay_stall_time: Time = "10s", "1s"..="1h";
     }

@@ -185,8 +185,8 @@ impl Queue {
         if relay.clock.is_up() {
             let lane = self.turns.next(|lane| first(lane).is_some())?;
             let (busy, mute) = (self.busy(index), self.mute(index));
-            // Half of what it may have at a time waits for it in vain: it is asked whether it answers
-            // for one more, so that those are not in the way of all others (R6).
+            // Half of what it may have at a time waits for an answer: find out whether it answers
+            // for one more, so that those do not block all others (R6).
             let crowded = !works && mute > 0 && 2 * mute >= relay.window;
             let no = if crowded {
                 let number = spread(self.seed);
