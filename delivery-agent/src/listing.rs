@@ -216,18 +216,22 @@ mod tests {
         Ok(text)
     }
 
-    #[test]
-    fn q12_a_long_list_comes_in_pages_and_is_whole() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut store, _) = Store::open(dir.path(), 0).unwrap();
-        let submission = Submission {
+    fn submission(body: &[u8]) -> Submission {
+        Submission {
             sender: String::new(),
             recipients: vec!["b@y".to_owned()],
             origin: "uid 0".to_owned(),
             lane: Lane::Normal,
             token: String::new(),
-            body: b"x\r\n".to_vec(),
-        };
+            body: body.to_vec(),
+        }
+    }
+
+    #[test]
+    fn q12_a_long_list_comes_in_pages_and_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut store, _) = Store::open(dir.path(), 0).unwrap();
+        let submission = submission(b"x\r\n");
         for _ in 0..2 * PAGE {
             store.accept(&submission, 100).unwrap();
         }
@@ -248,14 +252,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (mut store, _) = Store::open(dir.path(), 0).unwrap();
         assert_eq!(list(&store, &|_| ("queued", None), false).unwrap(), "Mail queue is empty\n");
-        let submission = Submission {
-            sender: String::new(),
-            recipients: vec!["b@y".to_owned()],
-            origin: "uid 0".to_owned(),
-            lane: Lane::Normal,
-            token: String::new(),
-            body: b"Subject: x\r\n\r\ny\r\n".to_vec(),
-        };
+        let submission = submission(b"Subject: x\r\n\r\ny\r\n");
         let Accepted { no, id, .. } = store.accept(&submission, 100).unwrap();
         store.defer(no, 1, 130, "451 later", false).unwrap();
         store.commit().unwrap();

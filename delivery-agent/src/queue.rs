@@ -333,12 +333,6 @@ impl Queue {
         }
     }
 
-    /// How often a relay has deferred a message.
-    #[must_use]
-    pub fn attempts(&self, no: MessageNo) -> u32 {
-        self.entries.get(&no).map_or(0, |e| e.attempts)
-    }
-
     /// Nobody needs to know of the message any more.
     fn forget(&mut self, no: MessageNo) {
         self.displace(no);

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -140,4 +141,21 @@ impl Client {
         self.write(text.as_bytes())?;
         self.say(".")
     }
+}
+
+/// A message.
+pub const TEXT: &str = "Subject: x\r\n\r\nx\r\n";
+
+/// Submits a message to each of these recipients, `uN@y.example`, in one session.
+///
+/// # Panics
+/// The server does not accept one of them.
+pub fn submit(port: u16, numbers: Range<usize>) {
+    let mut client = Client::tcp(port).expect("smtpd serves");
+    for n in numbers {
+        let to = format!("u{n}@y.example");
+        let reply = client.send("a@x.example", &[&to], TEXT).expect("smtpd answers");
+        assert_eq!(reply.code, 250, "{}", reply.text);
+    }
+    let _ = client.say("QUIT");
 }

@@ -1,21 +1,9 @@
 //! Relays that fail, in every way a test can have them fail, and recipients that are refused.
 
 use belfry_tests::instance::Instance;
-use belfry_tests::net::{Client, free_port};
+use belfry_tests::net::{Client, TEXT, free_port, submit};
 use belfry_tests::relay::{Act, Relay};
 use belfry_tests::wait;
-
-const TEXT: &str = "Subject: x\r\n\r\nx\r\n";
-
-fn submit(instance: &Instance, count: usize) {
-    let mut client = Client::tcp(instance.port).expect("smtpd serves");
-    for n in 0..count {
-        let to = format!("u{n}@y.example");
-        let reply = client.send("a@x.example", &[&to], TEXT).expect("smtpd answers");
-        assert_eq!(reply.code, 250, "{}", reply.text);
-    }
-    let _ = client.say("QUIT");
-}
 
 /// Waits for this many messages, and makes sure each recipient has one.
 fn all_once(relay: &Relay, count: usize) {
@@ -31,7 +19,7 @@ fn all_once(relay: &Relay, count: usize) {
 fn second_takes_over(first: &str, second: &Relay) {
     let mut instance = Instance::new();
     instance.parameter("relayhost", &format!("{first}, {}", second.name())).start();
-    submit(&instance, 10);
+    submit(instance.port, 0..10);
     all_once(second, 10);
     instance.log().wait_for_count(": removed", 10);
     instance.log().wait_for(&format!("relay {first} is down: "));
@@ -108,7 +96,7 @@ fn r3_a_message_that_is_put_off_is_tried_again() {
     };
     let mut instance = Instance::new();
     instance.parameter("relayhost", &relay.name()).parameter("minimal_backoff_time", "1s").start();
-    submit(&instance, 1);
+    submit(instance.port, 0..1);
     let line = instance.log().wait_for("status=deferred");
     assert!(line.contains("(451 4.7.1 greylisted)"), "{line}");
     all_once(&relay, 1);
@@ -121,7 +109,7 @@ fn r2_the_backlog_drains_when_the_only_relay_returns() {
     let port = free_port();
     let mut instance = Instance::new();
     instance.parameter("relayhost", &format!("[127.0.0.1]:{port}")).start();
-    submit(&instance, 30);
+    submit(instance.port, 0..30);
     instance.log().wait_for(" is down: ");
     let list = instance.command("alertq").args(["list", "--json"]).output().unwrap();
     let list = String::from_utf8_lossy(&list.stdout).into_owned();
@@ -154,7 +142,7 @@ fn s2_a_backlog_goes_in_few_sessions() {
         .parameter("default_destination_concurrency_limit", "2")
         .parameter("initial_destination_concurrency", "2")
         .start();
-    submit(&instance, 200);
+    submit(instance.port, 0..200);
     all_once(&relay, 200);
     instance.log().wait_for_count(": removed", 200);
     let sessions = relay.sessions();

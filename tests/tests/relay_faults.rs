@@ -3,22 +3,10 @@
 use std::time::Duration;
 
 use belfry_tests::instance::Instance;
-use belfry_tests::net::Client;
+use belfry_tests::net::{Client, TEXT, submit};
 use belfry_tests::relay::{Act, Relay};
 use belfry_tests::wait;
 use worker_proto::clock::Time;
-
-const TEXT: &str = "Subject: x\r\n\r\nx\r\n";
-
-fn submit(instance: &Instance, count: usize) {
-    let mut client = Client::tcp(instance.port).expect("smtpd serves");
-    for n in 0..count {
-        let to = format!("u{n}@y.example");
-        let reply = client.send("a@x.example", &[&to], TEXT).expect("smtpd answers");
-        assert_eq!(reply.code, 250, "{}", reply.text);
-    }
-    let _ = client.say("QUIT");
-}
 
 fn recipients(relay: &Relay) -> Vec<String> {
     let mut to: Vec<_> = relay.taken().into_iter().flat_map(|t| t.recipients).collect();
@@ -44,9 +32,8 @@ fn at_stage(stage: &'static str, act: Act) -> impl Fn(&str) -> Act + Send + Sync
     }
 }
 
-/// The first relay says nothing at this stage, and no message waits for it longer than a while. Those
-/// that it got waited for the whole deadline, while the second one worked.
-fn none_waits(stage: &'static str, words: &str) {
+/// Ten messages for two relays, of which the first says nothing at this stage.
+fn ten_behind_a_mute_relay(stage: &'static str) -> (Relay, Relay, Instance) {
     let (mute, good) = (Relay::scripted(at_stage(stage, Act::Mute)), Relay::kind());
     let mut instance = Instance::new();
     instance
@@ -54,7 +41,14 @@ fn none_waits(stage: &'static str, words: &str) {
         .parameter("initial_destination_concurrency", "2")
         .parameter("relay_stall_time", "1s")
         .start();
-    submit(&instance, 10);
+    submit(instance.port, 0..10);
+    (mute, good, instance)
+}
+
+/// The first relay says nothing at this stage, and no message waits for it longer than a while. Those
+/// that it got waited for the whole deadline, while the second one worked.
+fn none_waits(stage: &'static str, words: &str) {
+    let (mute, good, instance) = ten_behind_a_mute_relay(stage);
     wait_for(&good, 10);
     let down = format!("relay {} is down: timed out while waiting for {words}", mute.name());
     instance.log().wait_for(&down);
@@ -64,14 +58,7 @@ fn none_waits(stage: &'static str, words: &str) {
 
 /// Two messages are with the first relay, which says nothing; the others are sent by the second.
 fn others_do_not_wait(stage: &'static str, words: &str) {
-    let (mute, good) = (Relay::scripted(at_stage(stage, Act::Mute)), Relay::kind());
-    let mut instance = Instance::new();
-    instance
-        .parameter("relayhost", &format!("{}, {}", mute.name(), good.name()))
-        .parameter("initial_destination_concurrency", "2")
-        .parameter("relay_stall_time", "1s")
-        .start();
-    submit(&instance, 10);
+    let (mute, good, instance) = ten_behind_a_mute_relay(stage);
     wait_for(&good, 8);
     let relays = instance.command("alertq").arg("relays").output().expect("alertq runs");
     let relays = String::from_utf8_lossy(&relays.stdout).into_owned();
@@ -111,7 +98,7 @@ fn s5_a_relay_that_takes_mail_and_closes_without_an_answer() {
         .parameter("relayhost", &format!("{}, {}", bad.name(), good.name()))
         .parameter("initial_destination_concurrency", "2")
         .start();
-    submit(&instance, 20);
+    submit(instance.port, 0..20);
     instance.log().wait_for(&format!("relay {} is down: ", bad.name()));
     wait_for(&good, 14);
     let (mut got, swallowed) = (recipients(&good), recipients(&bad));
@@ -133,7 +120,7 @@ fn second_is_asked(stage: &'static str, reply: &str, word: &str) {
     let good = Relay::kind();
     let mut instance = Instance::new();
     instance.parameter("relayhost", &format!("{}, {}", bad.name(), good.name())).start();
-    submit(&instance, 10);
+    submit(instance.port, 0..10);
     wait_for(&good, 10);
     assert_eq!(recipients(&good), all(10));
     instance.log().wait_for_count(": removed", 10);
@@ -157,7 +144,7 @@ fn r5_a_recipient_that_both_relays_refuse_has_bounced() {
     let (a, b) = (refuse(), refuse());
     let mut instance = Instance::new();
     instance.parameter("relayhost", &format!("{}, {}", a.name(), b.name())).start();
-    submit(&instance, 1);
+    submit(instance.port, 0..1);
     let line = instance.log().wait_for("status=bounced");
     assert!(line.contains(&a.name()) && line.contains(&b.name()), "{line}");
     instance.log().wait_for(": removed");
@@ -216,7 +203,7 @@ fn r1_a_relay_that_answers_ehlo_and_closes_in_one_segment() {
     let bad = Relay::scripted(at_stage("EHLO", Act::Reply(text.to_owned())));
     let mut instance = Instance::new();
     instance.parameter("relayhost", &bad.name()).start();
-    submit(&instance, 10);
+    submit(instance.port, 0..10);
     instance.log().wait_for(" is down: 421 4.3.2 too busy");
     // The rate is what is measured here.
     let begin = Time::now();
@@ -237,7 +224,7 @@ fn r6_a_relay_that_wants_a_login_for_one_recipient() {
         });
         let mut instance = Instance::new();
         instance.parameter("relayhost", &bad.name()).start();
-        submit(&instance, 10);
+        submit(instance.port, 0..10);
         wait_for(&bad, 9);
         assert_eq!(recipients(&bad), all(10)[1..]);
         assert_eq!(instance.log().count(" is down: "), 0);
@@ -284,7 +271,7 @@ fn r1_qmgr_rests_while_every_relay_is_down() {
         .parameter("relayhost", &format!("{none}, {}, {}", busy.name(), mute.name()))
         .parameter("relay_stall_time", "1s")
         .start();
-    submit(&instance, 10);
+    submit(instance.port, 0..10);
     instance.log().wait_for(&format!("relay {none} is down: "));
     instance.log().wait_for(&format!("relay {} is down: 421", busy.name()));
     instance.log().wait_for(&format!("relay {} is slow: ", mute.name()));

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
 use belfry_tests::instance::{Instance, account};
-use belfry_tests::net::{Client, free_port};
+use belfry_tests::net::{free_port, submit};
 use belfry_tests::relay::Relay;
 use belfry_tests::wait;
 
@@ -28,18 +28,6 @@ fn alertq_as_root_follows_no_link_of_the_mail_owner() {
     let names = fs::read_dir(instance.root()).unwrap().map(|e| e.unwrap().file_name());
     assert!(!names.into_iter().any(|n| n.to_string_lossy().starts_with("secret-")));
     instance.finish(&[]);
-}
-
-const TEXT: &str = "Subject: x\r\n\r\nx\r\n";
-
-fn submit(instance: &Instance, numbers: std::ops::Range<usize>) {
-    let mut client = Client::tcp(instance.port).expect("smtpd serves");
-    for n in numbers {
-        let to = format!("u{n}@y.example");
-        let reply = client.send("a@x.example", &[&to], TEXT).expect("smtpd answers");
-        assert_eq!(reply.code, 250, "{}", reply.text);
-    }
-    let _ = client.say("QUIT");
 }
 
 fn database(instance: &Instance) -> PathBuf {
@@ -72,7 +60,7 @@ fn q8_a_store_of_which_half_is_left_is_put_aside_and_its_mail_is_delivered() {
     let port = free_port();
     let mut instance = Instance::new();
     instance.parameter("relayhost", &format!("[127.0.0.1]:{port}")).start();
-    submit(&instance, 0..100);
+    submit(instance.port, 0..100);
     instance.stop();
     let path = database(&instance);
     let size = fs::metadata(&path).unwrap().len();
@@ -80,7 +68,7 @@ fn q8_a_store_of_which_half_is_left_is_put_aside_and_its_mail_is_delivered() {
     let relay = Relay::on(port);
     instance.start();
     instance.log().wait_for("starting an empty one");
-    submit(&instance, 100..101);
+    submit(instance.port, 100..101);
     instance.log().wait_for("messages taken over into the queue");
     wait::until("an empty queue", wait::LONG, || empty(&instance));
     let arrived = arrived(&relay);
@@ -90,7 +78,7 @@ fn q8_a_store_of_which_half_is_left_is_put_aside_and_its_mail_is_delivered() {
     assert!(path.with_extension("db.salvaged-1").exists());
     // It is over with it: the next start is as any.
     instance.stop().start();
-    submit(&instance, 101..102);
+    submit(instance.port, 101..102);
     assert_eq!(instance.log().count("starting an empty one"), 1);
     instance.finish_with(
         &["starting an empty one", "messages taken over"],
@@ -104,7 +92,7 @@ fn q8_damage_found_in_use_repeats_nothing() {
     let port = free_port();
     let mut instance = Instance::new();
     instance.parameter("relayhost", &format!("[127.0.0.1]:{port}")).start();
-    submit(&instance, 0..300);
+    submit(instance.port, 0..300);
     // Every page but the first few, under the running qmgr: it knows of it when it reads them.
     let path = database(&instance);
     let size = fs::metadata(&path).unwrap().len();
@@ -117,7 +105,7 @@ fn q8_damage_found_in_use_repeats_nothing() {
     wait::until("mail", wait::LONG, || (relay.taken().len() > 20).then_some(()));
     // What is in the caches of the running one need not be read again; the next one finds the rest.
     instance.stop().start();
-    submit(&instance, 300..301);
+    submit(instance.port, 300..301);
     wait::until("an empty queue", wait::LONG, || empty(&instance));
     let first = arrived(&relay);
     assert!(first.contains_key("u300@y.example"));
@@ -168,7 +156,7 @@ fn q8_whatever_is_in_the_stores_place_mail_flows() {
         }
         put(&path);
         instance.start();
-        submit(&instance, n..n + 1);
+        submit(instance.port, n..n + 1);
         wait::until("the mail", wait::LONG, || (relay.taken().len() > n).then_some(()));
         assert_eq!(instance.log().count(cause), 1, "{cause}");
         instance.stop();

@@ -110,7 +110,7 @@ mod tests {
                 prop_assert_eq!(noticed.is_some(), step.unsigned_abs() >= 10);
                 // Timers that run are not touched by it.
                 prop_assert_eq!(clock.now(now), queue_now + Duration::from_secs(seconds));
-                // And what is stored now is the wall clock's, but for what is no step.
+                // Times stored from now on agree with the wall clock, up to a drift too small for a step.
                 let told = clock.stored(clock.now(now)).abs_diff(wall);
                 prop_assert!(told < 10, "{} s off", told);
                 // Nothing that was stored before waits longer from now, or has come later.

@@ -55,7 +55,7 @@ impl Store {
         if self.lock.is_none() {
             self.lock = Some(lock(&self.directory).map_err(fault)?);
         }
-        // Whoever has offered something since the last commit is told by the next.
+        // The next commit reports the loss of what was submitted since the last one.
         let lost = self.has_accepted || self.lost_submissions || self.reopened;
         self.roll_back();
         if let Some(db) = self.db.take() {
